@@ -1,0 +1,34 @@
+"""Thin ComfyUI adapters over `spectral`: loading, latents, conditioning and spectra. Ids are for ever."""
+
+from __future__ import annotations
+
+from . import files
+from .conditioning import ClassLabel, Unconditional
+from .examples import ExampleImages
+from .latent import EmptyLatent
+from .loading import LoadCheckpoint
+from .spectrum import CompareSpectra, PowerSpectrum, RadialSpectrumNode
+
+files.register()
+
+NODE_CLASS_MAPPINGS = {
+    "SpectralDiffusionLoadCheckpoint": LoadCheckpoint,
+    "SpectralDiffusionEmptyLatent": EmptyLatent,
+    "SpectralDiffusionClassLabel": ClassLabel,
+    "SpectralDiffusionUnconditional": Unconditional,
+    "SpectralDiffusionExampleImages": ExampleImages,
+    "SpectralDiffusionPowerSpectrum": PowerSpectrum,
+    "SpectralDiffusionRadialSpectrum": RadialSpectrumNode,
+    "SpectralDiffusionCompareSpectra": CompareSpectra,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "SpectralDiffusionLoadCheckpoint": "Load Checkpoint (Spectral Diffusion)",
+    "SpectralDiffusionEmptyLatent": "Empty Latent (Spectral Diffusion)",
+    "SpectralDiffusionClassLabel": "Class Label (Spectral Diffusion)",
+    "SpectralDiffusionUnconditional": "Unconditional (Spectral Diffusion)",
+    "SpectralDiffusionExampleImages": "Example Images (Spectral Diffusion)",
+    "SpectralDiffusionPowerSpectrum": "Power Spectrum",
+    "SpectralDiffusionRadialSpectrum": "Radial Spectrum",
+    "SpectralDiffusionCompareSpectra": "Compare Spectra",
+}

@@ -1,0 +1,93 @@
+"""Class Label and Unconditional: CONDITIONING that fits a loaded MODEL, whatever that MODEL is conditioned on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spectral.errors import SpectralError
+from .model import companions_of
+
+Conditioning = list[list[Any]]
+
+
+class ClassLabel:
+    """The learned embedding of one class."""
+
+    CATEGORY = "spectral diffusion"
+    DESCRIPTION = "Conditioning on one class, for models trained with class labels such as LDM's ImageNet models."
+    SEARCH_ALIASES = ("class conditioning", "imagenet class", "label")
+    RETURN_TYPES = ("CONDITIONING",)
+    OUTPUT_TOOLTIPS = ("The class embedding, for KSampler's positive input.",)
+    FUNCTION = "embed"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "From Load Checkpoint (Spectral Diffusion); it holds the embeddings."}),
+                "label": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 99999, "tooltip": "Number of the class, counted from 0."},
+                ),
+            }
+        }
+
+    def embed(self, model: Any, label: int) -> tuple[Conditioning]:
+        """Conditioning [1, 1, width].
+
+        Raises:
+            SpectralError: the model knows no classes, or not this one.
+        """
+        companions = companions_of(model)
+        if companions.classes is None:
+            kind = companions.config.conditioning.kind
+            advice = "CLIP Text Encode" if kind == "text" else "Unconditional (Spectral Diffusion)"
+            raise SpectralError(f"This model is not conditioned on classes; use {advice} instead of Class Label.")
+        last = len(companions.classes) - 2
+        if label > last:
+            raise SpectralError(f"There is no class {label}; this model knows classes 0 to {last}.")
+        return (_conditioning(companions.classes[label]),)
+
+
+class Unconditional:
+    """What the model was given in training when it was told nothing."""
+
+    CATEGORY = "spectral diffusion"
+    DESCRIPTION = (
+        "Conditioning that asks for nothing in particular: the empty prompt of a text model, the null class of a class "
+        "model, and what an unconditional model takes in both inputs of KSampler."
+    )
+    SEARCH_ALIASES = ("empty conditioning", "null class", "empty prompt", "negative")
+    RETURN_TYPES = ("CONDITIONING",)
+    OUTPUT_TOOLTIPS = ("For KSampler's negative input; for both inputs to sample without any condition.",)
+    FUNCTION = "embed"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "From Load Checkpoint (Spectral Diffusion); it knows what it is conditioned on."
+        return {"required": {"model": ("MODEL", {"tooltip": tooltip})}}
+
+    def embed(self, model: Any) -> tuple[Conditioning]:
+        """Conditioning [1, T, width].
+
+        Raises:
+            SpectralError: the model reads a text encoder that is not in its file.
+        """
+        companions = companions_of(model)
+        if companions.clip is not None:
+            tokens = companions.clip.tokenize("")
+            embedding, pooled = companions.clip.encode_from_tokens(tokens, return_pooled=True)
+            return ([[embedding, {"pooled_output": pooled}]],)
+        if companions.classes is not None:
+            return (_conditioning(companions.classes[-1]),)
+        if companions.config.conditioning.kind == "none":
+            return (_conditioning(torch.zeros(1)),)
+        raise SpectralError("This model's text encoder is not in its file, so its empty prompt is unknown.")
+
+
+def _conditioning(embedding: Tensor) -> Conditioning:
+    """One vector [width] as a context of one token; older samplers want a pooled output too."""
+    return [[embedding.reshape(1, 1, -1).clone(), {"pooled_output": embedding.reshape(1, -1).clone()}]]

@@ -1,0 +1,202 @@
+"""A checkpoint's U-Net as a native ComfyUI MODEL: core's samplers, masks, previews, offloading and casting work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..spectral import checkpoint
+from ..spectral.checkpoint import UNET, CheckpointFile
+from ..spectral.config import ModelConfig, UNetConfig
+from ..spectral.errors import SpectralError
+from ..spectral.unet import UNet
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What a loaded MODEL knows about itself, for the nodes that fit latents and conditioning to it.
+
+    Args:
+        config: the checkpoint's configuration.
+        classes: class embeddings [n_classes, width], the null class last; None unless it is conditioned on classes.
+        clip: the CLIP of the same checkpoint; None unless it is conditioned on text.
+    """
+
+    config: ModelConfig
+    classes: Tensor | None = None
+    clip: Any = None
+
+
+class NativeUNet(UNet):
+    """The U-Net under the signature by which ComfyUI calls its diffusion models."""
+
+    def __init__(self, config: UNetConfig, *, dtype: Any, device: Any, operations: Any, **_ldm_names: Any) -> None:
+        super().__init__(config, dtype=dtype, device=device, operations=operations, attention=optimized_attention)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **_others: Any,
+    ) -> Tensor:
+        """Latent [B, C, H, W] in ComfyUI's scale, time steps [B] → noise or velocity of the same shape.
+
+        Raises:
+            SpectralError: a ControlNet is connected; none exists for these networks.
+        """
+        if control is not None:
+            raise SpectralError("A Spectral Diffusion model takes no ControlNet; disconnect Apply ControlNet.")
+        return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None)
+
+
+class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
+    """ComfyUI's BaseModel around `NativeUNet`; `spectral` tells our nodes what it was loaded from."""
+
+    spectral: Companions
+
+    def __init__(self, model_config: SpectralModelConfig, model_type: Any, device: Any = None) -> None:
+        unet = partial(NativeUNet, model_config.spectral)
+        super().__init__(model_config, model_type, device=device, unet_model=unet)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """What the network is given besides the latent; checks that the conditioning is made for this model.
+
+        Raises:
+            SpectralError: the conditioning comes from another model's CLIP.
+        """
+        given, width = kwargs.get("cross_attn"), self.spectral.config.conditioning.width
+        if self.spectral.config.conditioning.kind == "none":
+            # Core wants some context; this network reads none.
+            kwargs["cross_attn"] = torch.zeros(1, 1, 1)
+        elif given is None or given.shape[-1] != width:
+            found = "there is none" if given is None else f"this one has {given.shape[-1]}"
+            raise SpectralError(
+                f"This model reads conditioning of width {width}, but {found}; {_source(self.spectral.config)}."
+            )
+        conds: dict[str, Any] = super().extra_conds(**kwargs)
+        return conds
+
+
+class SpectralModelConfig(comfy.supported_models_base.BASE):  # type: ignore[misc]
+    """What core asks of a model's description: LDM's names for LoRA key maps, the latent format, the schedule."""
+
+    supported_inference_dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: ModelConfig, rgb: RgbFactors | None) -> None:
+        assert config.unet is not None
+        super().__init__(_ldm_names(config.unet))
+        self.spectral = config.unet
+        self.latent_format = latent_format(config, rgb)
+        self.sampling_settings = {
+            "beta_schedule": "linear",
+            "linear_start": config.schedule.linear_start,
+            "linear_end": config.schedule.linear_end,
+            "timesteps": config.schedule.steps,
+        }
+        self.predicts_velocity = config.schedule.prediction == "v"
+
+    def get_model(self, state_dict: Any = None, prefix: str = "", device: Any = None) -> SpectralModel:
+        types = comfy.model_base.ModelType
+        return SpectralModel(self, types.V_PREDICTION if self.predicts_velocity else types.EPS, device)
+
+
+@dataclass(frozen=True)
+class RgbFactors:
+    """The linear map from a latent cell (in the U-Net's scale) to a colour in [−1, 1], for previews."""
+
+    factors: list[list[float]]
+    bias: list[float]
+
+
+def latent_format(config: ModelConfig, rgb: RgbFactors | None) -> Any:
+    """ComfyUI's description of the latents that the U-Net sees: first-stage latents × `scale_factor`."""
+    assert config.unet is not None
+    made = comfy.latent_formats.LatentFormat()
+    made.scale_factor = config.scale_factor
+    made.latent_channels = config.unet.in_channels
+    if rgb is not None:
+        made.latent_rgb_factors = rgb.factors
+        made.latent_rgb_factors_bias = rgb.bias
+    return made
+
+
+def build(file: CheckpointFile, companions: Companions, rgb: RgbFactors | None) -> Any:
+    """The checkpoint's U-Net as a MODEL (`comfy.model_patcher.ModelPatcher`) on the offload device.
+
+    Args:
+        rgb: for previews; without it there are none.
+
+    Raises:
+        SpectralError: the file's tensors do not fit its configuration.
+    """
+    weights = file.part(UNET)
+    management = comfy.model_management
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    described = SpectralModelConfig(file.config, rgb)
+    dtypes = described.supported_inference_dtypes
+    count = sum(tensor.numel() for tensor in weights.values())
+    dtype = management.unet_dtype(model_params=count, supported_dtypes=dtypes)
+    described.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, dtypes))
+    model = described.get_model(device=offload)
+    checkpoint.fill(model.diffusion_model, weights, f"{file.path.name}: {UNET}", offload, dtype)
+    model.spectral = companions
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def companions_of(model: Any) -> Companions:
+    """What a connected MODEL was loaded from.
+
+    Raises:
+        SpectralError: it does not come from our loader.
+    """
+    found = getattr(model.model, "spectral", None)
+    if not isinstance(found, Companions):
+        raise SpectralError("This node needs a MODEL from Load Checkpoint (Spectral Diffusion); connect that one.")
+    return found
+
+
+def _source(config: ModelConfig) -> str:
+    """How a person gets conditioning that fits."""
+    if config.conditioning.kind == "text":
+        return "use CLIP Text Encode with the CLIP of its own Load Checkpoint node"
+    if config.conditioning.kind == "class":
+        return "use Class Label and Unconditional (Spectral Diffusion) with this MODEL"
+    return "its text encoder is not part of this pack"
+
+
+def _ldm_names(config: UNetConfig) -> dict[str, Any]:
+    """The configuration as core's own loaders write it: one entry per level, one transformer depth per block."""
+    depth = config.transformer_depth if config.use_spatial_transformer else 0
+    per_level = [depth if 2**level in config.attention_resolutions else 0 for level in range(len(config.channel_mult))]
+    blocks = config.num_res_blocks
+    return {
+        "image_size": config.image_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "model_channels": config.model_channels,
+        "num_res_blocks": [blocks] * len(config.channel_mult),
+        "channel_mult": list(config.channel_mult),
+        "num_heads": config.num_heads,
+        "num_head_channels": config.num_head_channels,
+        "use_spatial_transformer": config.use_spatial_transformer,
+        "context_dim": config.context_dim,
+        "transformer_depth": [depth for depth in per_level for _ in range(blocks)],
+        "transformer_depth_output": [depth for depth in per_level for _ in range(blocks + 1)],
+        "transformer_depth_middle": depth,
+    }

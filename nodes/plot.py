@@ -1,0 +1,356 @@
+"""Charts for the spectrum nodes, drawn with Pillow alone: line charts on logarithmic axes, and heat maps.
+
+Everything is drawn at twice its size and reduced, which smooths lines and text. Colours are those of Okabe and Ito,
+which people with any kind of colour vision can tell apart; heat maps use viridis, which also prints well in grey.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Array = NDArray[np.float64]
+Point = tuple[float, float]
+#: Left, top, right, bottom.
+Frame = tuple[float, float, float, float]
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+INK, GREY, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
+SCALE = 2
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Args:
+        label: for the legend.
+        x, y: the points, [N] each; where y is not positive on a logarithmic axis the line is interrupted.
+        low, high: edges of a band around the line, [N] each.
+        dashed: for what is fitted or expected rather than measured.
+        colour: index in the palette; by default the series' own place.
+    """
+
+    label: str
+    x: Array
+    y: Array
+    low: Array | None = None
+    high: Array | None = None
+    dashed: bool = False
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A labelled axis from `low` to `high`, with its ticks, in the data's units."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = True
+
+    def place(self, value: Array | float) -> Array:
+        """Position of values along the axis, 0 to 1."""
+        if self.log:
+            spread = math.log(self.high / self.low)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.asarray(np.log(np.asarray(value, dtype=float) / self.low) / spread)
+        return np.asarray((np.asarray(value, dtype=float) - self.low) / (self.high - self.low))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at `x` with a short word beside it."""
+
+    x: float
+    label: str
+
+
+def frequency_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis in cycles per pixel with ticks at 1, 2 and 5 of each decade."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = tuple(lead * 10.0**power for power in decades for lead in (1, 2, 5))
+    return Axis("spatial frequency (cycles per pixel)", low, high, tuple(t for t in ticks if low <= t <= high))
+
+
+def cycles_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis in cycles per image with ticks at 1, 2 and 5 of each decade."""
+    return dataclasses.replace(frequency_axis(low, high), label="spatial frequency (cycles per image)")
+
+
+def power_axis(label: str, values: Sequence[Array]) -> Axis:
+    """A logarithmic axis in whole decades around all positive values, at most 9 decades below the largest."""
+    positive = np.concatenate([np.asarray(value, dtype=float).ravel() for value in values])
+    positive = positive[np.isfinite(positive) & (positive > 0)]
+    top = math.ceil(math.log10(positive.max()) + 1e-9) if positive.size else 0
+    bottom = math.floor(math.log10(positive.min()) - 1e-9) if positive.size else -1
+    bottom = max(min(bottom, top - 1), top - 9)
+    step = 1 if top - bottom <= 6 else 2
+    ticks = tuple(10.0**power for power in range(bottom, top + 1, step))
+    return Axis(label, 10.0**bottom, 10.0**top, ticks)
+
+
+def line_chart(
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    marks: Sequence[Mark] = (),
+    size: tuple[int, int] = (960, 640),
+) -> Image.Image:
+    """A chart of lines; the legend and the notes stand above the frame, never over the data.
+
+    Args:
+        notes: short texts with the numbers that the chart is about, one a line.
+        size: width and height in pixels.
+    """
+    sheet = _Sheet(size)
+    top = sheet.head(title, notes)
+    top = sheet.legend([(one.label, _colour(one, index), one.dashed) for index, one in enumerate(series)], top)
+    frame = (86.0, top + 8.0, size[0] - 24.0, size[1] - 62.0)
+    sheet.axes(frame, x, y, marks)
+    for index, one in enumerate(series):
+        if one.low is not None and one.high is not None:
+            sheet.band(frame, x, y, one, _colour(one, index))
+    for index, one in enumerate(series):
+        sheet.line(frame, x, y, one, _colour(one, index))
+    return sheet.finish()
+
+
+def heat_map(
+    values: Array, *, title: str, label: str, notes: Sequence[str] = (), size: tuple[int, int] = (720, 680)
+) -> Image.Image:
+    """A square map over both frequencies, −0.5 to 0.5 cycles per pixel, zero in the middle, with a colour bar.
+
+    Args:
+        values: [H, W], centred on frequency zero; shown between their 1st percentile and their maximum.
+        label: what the colours mean, with its unit.
+    """
+    sheet = _Sheet(size)
+    top = sheet.head(title, notes)
+    side = min(size[0] - 200.0, size[1] - top - 78.0)
+    frame = (86.0, top + 12.0, 86.0 + side, top + 12.0 + side)
+    finite = values[np.isfinite(values)]
+    low, high = (float(np.percentile(finite, 1)), float(finite.max())) if finite.size else (0.0, 1.0)
+    high = max(high, low + 1e-6)
+    shown = np.nan_to_num(np.clip((values - low) / (high - low), 0, 1))
+    sheet.picture(frame, _viridis(shown))
+    ticks = (-0.5, -0.25, 0.0, 0.25, 0.5)
+    sheet.axes(
+        frame,
+        Axis("horizontal frequency (cycles per pixel)", -0.5, 0.5, ticks, log=False),
+        Axis("vertical frequency (cycles per pixel)", -0.5, 0.5, ticks, log=False),
+        grid=False,
+    )
+    sheet.colour_bar((frame[2] + 22, frame[1], frame[2] + 40, frame[3]), low, high, label)
+    return sheet.finish()
+
+
+def as_images(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as a ComfyUI IMAGE, [B, H, W, 3] in [0, 1]."""
+    return torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]).float() / 255
+
+
+class _Sheet:
+    """A white page on which everything is placed in final pixels; it is SCALE times larger until it is finished."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.page = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), PAPER)
+        self.draw = ImageDraw.Draw(self.page)
+
+    def finish(self) -> Image.Image:
+        return self.page.resize(self.size, Image.Resampling.LANCZOS)
+
+    def text(self, x: float, y: float, text: str, size: int = 15, colour: str = INK, anchor: str = "la") -> float:
+        """Write at (x, y) by Pillow's anchor; the width of what was written."""
+        font = _font(size * SCALE)
+        self.draw.text((x * SCALE, y * SCALE), text, fill=colour, font=font, anchor=anchor)
+        return float(font.getlength(text)) / SCALE
+
+    def head(self, title: str, notes: Sequence[str]) -> float:
+        """Title and notes; where the next thing may begin, from the top."""
+        self.text(24, 18, title, 21)
+        for index, note in enumerate(notes):
+            self.text(24, 50 + 21 * index, note, 15, GREY)
+        return 52.0 + 21 * len(notes)
+
+    def legend(self, entries: Sequence[tuple[str, str, bool]], top: float) -> float:
+        """A row (or rows) of line samples with their labels; where the next thing may begin."""
+        x, row = 24.0, top + 10
+        for label, colour, dashed in entries:
+            width = 40 + _font(15 * SCALE).getlength(label) / SCALE + 24
+            if x > 24 and x + width > self.size[0] - 16:
+                x, row = 24.0, row + 22
+            self.stroke([(x, row), (x + 30, row)], colour, 3.0, dashed)
+            self.text(x + 38, row, label, 15, INK, "lm")
+            x += width
+        return row + 12
+
+    def axes(self, frame: Frame, x: Axis, y: Axis, marks: Sequence[Mark] = (), grid: bool = True) -> None:
+        """Grid, ticks with numbers, labels, marks and the frame."""
+        left, top, right, bottom = frame
+        for tick in x.ticks:
+            at = left + float(x.place(tick)) * (right - left)
+            self.stroke([(at, top if grid else bottom), (at, bottom + 5)], GRID if grid else GREY, 1)
+            self.text(at, bottom + 9, f"{tick:g}", 14, GREY, "ma")
+        for tick in y.ticks:
+            at = bottom - float(y.place(tick)) * (bottom - top)
+            self.stroke([(left - 5, at), (right if grid else left, at)], GRID if grid else GREY, 1)
+            self.number(left - 9, at, tick, y.log)
+        for mark in marks:
+            if x.low < mark.x < x.high:
+                at = left + float(x.place(mark.x)) * (right - left)
+                self.stroke([(at, top), (at, bottom)], GREY, 1, dashed=True)
+                self.text(at - 5, top + 6, mark.label, 13, GREY, "ra")
+        self.draw.rectangle([value * SCALE for value in frame], outline=GREY, width=SCALE)
+        self.text((left + right) / 2, bottom + 32, x.label, 15, INK, "ma")
+        self.upright(20, (top + bottom) / 2, y.label)
+
+    def number(self, right: float, middle: float, value: float, log: bool) -> None:
+        """A tick's number, right-aligned; powers of ten with a raised exponent."""
+        if not log:
+            self.text(right, middle, f"{value:g}", 14, GREY, "rm")
+            return
+        exponent = f"{round(math.log10(value))}"
+        width = _font(11 * SCALE).getlength(exponent) / SCALE
+        self.text(right, middle - 6, exponent, 11, GREY, "rm")
+        self.text(right - width - 1, middle, "10", 14, GREY, "rm")
+
+    def upright(self, x: float, middle: float, text: str) -> None:
+        """Text that reads from bottom to top, its left edge at x."""
+        font = _font(15 * SCALE)
+        box = Image.new("RGB", (round(font.getlength(text)) + 4, 22 * SCALE), PAPER)
+        ImageDraw.Draw(box).text((2, 11 * SCALE), text, fill=INK, font=font, anchor="lm")
+        turned = box.rotate(90, expand=True)
+        self.page.paste(turned, (round(x * SCALE - turned.width / 2), round(middle * SCALE - turned.height / 2)))
+
+    def stroke(self, points: Sequence[Point], colour: str, width: float, dashed: bool = False) -> None:
+        """A line through points; dashes are 9 pixels long with gaps of 6."""
+        scaled = [(px * SCALE, py * SCALE) for px, py in points]
+        for piece in _dashes(scaled, 9 * SCALE, 6 * SCALE) if dashed else [scaled]:
+            self.draw.line(piece, fill=colour, width=max(1, round(width * SCALE)), joint="curve")
+
+    def line(self, frame: Frame, x: Axis, y: Axis, one: Series, colour: str) -> None:
+        for points in _inside(_points(frame, x, y, one.x, one.y), frame):
+            self.stroke(points, colour, 2.5, one.dashed)
+
+    def band(self, frame: Frame, x: Axis, y: Axis, one: Series, colour: str) -> None:
+        """The area between `low` and `high`, a light tint of the line's colour."""
+        assert one.low is not None and one.high is not None
+        left, top, right, bottom = frame
+        floor = np.maximum(one.low, y.low)
+        edge = [*_points(frame, x, y, one.x, one.high), *reversed(_points(frame, x, y, one.x, floor))]
+        corners = [
+            (min(max(px, left), right) * SCALE, min(max(py, top), bottom) * SCALE)
+            for px, py in edge
+            if math.isfinite(px) and math.isfinite(py)
+        ]
+        if len(corners) > 2:
+            mask = Image.new("L", self.page.size, 0)
+            ImageDraw.Draw(mask).polygon(corners, fill=46)
+            self.page.paste(Image.new("RGB", self.page.size, colour), mask=mask)
+
+    def picture(self, frame: Frame, pixels: NDArray[np.uint8]) -> None:
+        left, top, right, bottom = (round(value * SCALE) for value in frame)
+        drawn = Image.fromarray(pixels).resize((right - left, bottom - top), Image.Resampling.NEAREST)
+        self.page.paste(drawn, (left, top))
+
+    def colour_bar(self, frame: Frame, low: float, high: float, label: str) -> None:
+        """A vertical bar of the map's colours with five numbers and its label above."""
+        self.picture(frame, _viridis(np.linspace(1, 0, 256)[:, None]))
+        _, top, right, bottom = frame
+        self.draw.rectangle([value * SCALE for value in frame], outline=GREY, width=SCALE)
+        for part in np.linspace(0, 1, 5):
+            at = bottom - float(part) * (bottom - top)
+            self.stroke([(right, at), (right + 5, at)], GREY, 1)
+            self.text(right + 9, at, f"{low + float(part) * (high - low):.1f}", 14, GREY, "lm")
+        self.upright(self.size[0] - 22, (top + bottom) / 2, label)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own scalable font, so that charts look alike everywhere; it has ±, but no ×, minus or Greek."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _colour(series: Series, index: int) -> str:
+    return OKABE_ITO[(index if series.colour is None else series.colour) % len(OKABE_ITO)]
+
+
+def _points(frame: Frame, x: Axis, y: Axis, xs: Array, ys: Array) -> list[Point]:
+    """Data as places on the page."""
+    left, top, right, bottom = frame
+    across, up = left + x.place(xs) * (right - left), bottom - y.place(ys) * (bottom - top)
+    return [(float(px), float(py)) for px, py in zip(across, up, strict=True)]
+
+
+def _inside(points: Sequence[Point], frame: Frame) -> list[list[Point]]:
+    """The runs of consecutive points that can be drawn; a line that leaves the frame ends at its edge."""
+    _, top, _, bottom = frame
+    runs: list[list[Point]] = [[]]
+    for here, there in itertools.pairwise(points):
+        piece = _cut(here, there, top, bottom)
+        if piece is None:
+            runs.append([])
+        elif runs[-1] and runs[-1][-1] == piece[0]:
+            runs[-1].append(piece[1])
+        else:
+            runs.append(list(piece))
+    return [run for run in runs if len(run) > 1]
+
+
+def _cut(here: Point, there: Point, top: float, bottom: float) -> tuple[Point, Point] | None:
+    """The part of a segment between two heights, or None when there is none."""
+    if not all(math.isfinite(value) for value in (*here, *there)):
+        return None
+    (x0, y0), (x1, y1) = here, there
+    if max(y0, y1) < top or min(y0, y1) > bottom:
+        return None
+
+    def at(y: float) -> Point:
+        return (x0 + (x1 - x0) * (y - y0) / (y1 - y0), y)
+
+    ends = [point if top <= point[1] <= bottom else at(top if point[1] < top else bottom) for point in (here, there)]
+    return ends[0], ends[1]
+
+
+def _dashes(points: Sequence[Point], on: float, off: float) -> list[list[Point]]:
+    """A polyline cut into dashes of equal length."""
+    dashes: list[list[Point]] = []
+    travelled, period = 0.0, on + off
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        length = math.hypot(x1 - x0, y1 - y0)
+        at = 0.0
+        while at < length:
+            phase = (travelled + at) % period
+            step = min((on if phase < on else period) - phase, length - at) or length - at
+            if phase < on:
+                begin, end = at / length, (at + step) / length
+                dashes.append([(x0 + (x1 - x0) * part, y0 + (y1 - y0) * part) for part in (begin, end)])
+            at += step
+        travelled += length
+    return dashes
+
+
+def _viridis(values: Array) -> NDArray[np.uint8]:
+    """[H, W] in [0, 1] → colours [H, W, 3]."""
+    anchors = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in VIRIDIS], dtype=float)
+    grid = np.linspace(0, 1, len(anchors))
+    return np.stack([np.interp(values, grid, anchors[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)

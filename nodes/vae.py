@@ -1,0 +1,97 @@
+"""A checkpoint's first stage, KL or VQ, as a ComfyUI VAE: encode, decode, both tiled, on every version of ComfyUI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_patcher
+import comfy.sd
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from torch.nn import functional as F
+
+from ..spectral import autoencoder, checkpoint
+from ..spectral.checkpoint import FIRST_STAGE, CheckpointFile
+from ..spectral.config import FirstStageConfig
+from ..spectral.errors import SpectralError
+from .model import RgbFactors
+
+#: The smallest autoencoder that core builds; ours takes its place.
+_PLACEHOLDER = {
+    "embed_dim": 4,
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 32,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+}
+
+
+def load_first_stage(file: CheckpointFile, config: FirstStageConfig) -> autoencoder.FirstStage:
+    """The checkpoint's first stage, in float32 on the CPU."""
+    with torch.device("meta"):
+        stage = autoencoder.build(config)
+    checkpoint.fill(stage, file.part(FIRST_STAGE), f"{file.path.name}: {FIRST_STAGE}", "cpu", torch.float32)
+    return stage
+
+
+def build(stage: autoencoder.FirstStage) -> Any:
+    """`stage` as a `comfy.sd.VAE`.
+
+    Core's class picks devices and data types and does the batching and tiling; it cannot build a VQ first stage, nor
+    everywhere one that reduces by 4, so it is made around a tiny autoencoder that is then replaced.
+    """
+    weights = AutoencoderKL(**_PLACEHOLDER).state_dict()
+    vae = comfy.sd.VAE(sd=weights, config={"params": _PLACEHOLDER})
+    config, factor = stage.config, stage.config.downscale
+    vae.first_stage_model = stage.to(vae.vae_dtype)
+    offload = vae.patcher.offload_device
+    vae.patcher = comfy.model_patcher.ModelPatcher(stage, load_device=vae.device, offload_device=offload)
+    vae.size = None
+    vae.downscale_ratio = vae.upscale_ratio = factor
+    vae.latent_channels = config.embed_dim
+    vae.output_channels = config.out_ch
+    # Core's own estimates for an autoencoder of 128 channels that reduces by 8, in proportion.
+    width = config.ch / 128
+    vae.memory_used_encode = lambda shape, dtype: 1767 * shape[2] * shape[3] * dtype.itemsize * width
+    vae.memory_used_decode = lambda shape, dtype: 2178 * shape[2] * shape[3] * factor**2 * dtype.itemsize * width
+    return vae
+
+
+def rgb_factors(stage: autoencoder.FirstStage, scale_factor: float) -> RgbFactors:
+    """Fit the colour of a decoded patch to the latent cell beneath it, by least squares over a few random latents.
+
+    Args:
+        stage: first stage in float32 on the CPU.
+        scale_factor: latents that the U-Net sees, of about unit variance, are first-stage latents × this.
+    """
+    channels = stage.config.embed_dim
+    noise = torch.Generator().manual_seed(0)
+    coarse = torch.randn(6, channels, 3, 3, generator=noise)
+    latents = F.interpolate(coarse, size=(8, 8), mode="bilinear") * 1.5
+    with torch.no_grad():
+        images = stage.decode(latents / scale_factor)
+    colours = F.adaptive_avg_pool2d(images, (8, 8)).movedim(1, -1).reshape(-1, 3).clamp(-1, 1)
+    cells = latents.movedim(1, -1).reshape(-1, channels)
+    design = torch.cat((cells, torch.ones(len(cells), 1)), dim=1)
+    solution = torch.linalg.lstsq(design, colours).solution
+    return RgbFactors(solution[:-1].tolist(), solution[-1].tolist())
+
+
+class MissingVae:
+    """Stands where a VAE would be when the checkpoint has no first stage; says so when something uses it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _explain(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise SpectralError(f"{self.name} holds no first stage; load the VAE that its latents belong to with Load VAE.")
+
+    encode = decode = encode_tiled = decode_tiled = get_sd = _explain

@@ -1,0 +1,158 @@
+"""Attention in the LDM U-Net: self-attention over cells, and transformers that also read a context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from .unet import Layers
+
+#: (q, k, v, heads) → out; all [B, T, heads · d]. ComfyUI's own attention functions have this form.
+Attention = Callable[..., Tensor]
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention by torch's fused kernel."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """LDM's AttentionBlock: x + proj(attention(qkv(norm(x)))) over all cells.
+
+    The checkpoints keep `qkv` and `proj_out` as 1-d convolutions, [out, in, 1]. Here they are linear layers, and only
+    the state dict has that last axis. Along `qkv`'s outputs each head has its q, k and v together.
+    """
+
+    def __init__(self, channels: int, heads: int, make: Layers) -> None:
+        super().__init__()
+        self.heads, self.attention = heads, make.attention
+        self.norm = make.norm(channels)
+        self.qkv = make.linear(channels, 3 * channels)
+        self.proj_out = make.linear(channels, channels)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+        self.register_state_dict_post_hook(_add_axis)
+        self.register_load_state_dict_pre_hook(_drop_axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = self.qkv(cells).unflatten(-1, (self.heads, 3, -1))
+        q, k, v = (qkv[:, :, :, index].flatten(2) for index in range(3))
+        out = self.proj_out(self.attention(q, k, v, self.heads))
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+
+_CONVOLUTIONS = ("qkv.weight", "proj_out.weight")
+
+
+def _add_axis(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in _CONVOLUTIONS:
+        if prefix + name in state:
+            state[prefix + name] = state[prefix + name].unsqueeze(-1)
+
+
+def _drop_axis(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    for name in _CONVOLUTIONS:
+        weight = state.get(prefix + name)
+        if weight is not None and weight.dim() == 3:
+            state[prefix + name] = weight.squeeze(-1)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from x to a context; without a context, to x itself."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int, make: Layers) -> None:
+        super().__init__()
+        self.heads, self.attention = heads, make.attention
+        linear, factory = make.operations.Linear, make.factory
+        self.to_q = linear(channels, channels, bias=False, **factory)
+        self.to_k = linear(context_dim, channels, bias=False, **factory)
+        self.to_v = linear(context_dim, channels, bias=False, **factory)
+        self.to_out = nn.Sequential(make.linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.to_out(self.attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+class GEGLU(nn.Module):
+    """Gated GELU: half of the projection times the GELU of the other half."""
+
+    def __init__(self, channels: int, hidden: int, make: Layers) -> None:
+        super().__init__()
+        self.proj = make.linear(channels, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU of four times the width, and back. The Identity stands where LDM has its dropout."""
+
+    def __init__(self, channels: int, make: Layers) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels, make), nn.Identity(), make.linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context, feed-forward; each on a normalised input and added to it."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int | None, make: Layers) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(channels, channels, heads, make)
+        self.ff = FeedForward(channels, make)
+        self.attn2 = CrossAttention(channels, context_dim or channels, heads, make)
+        norm, factory = make.operations.LayerNorm, make.factory
+        self.norm1, self.norm2, self.norm3 = (norm(channels, **factory) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        h = self.norm2(x)
+        x = x + self.attn2(h, h if context is None else context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the cells of [B, C, H, W], with a context [B, T, context_dim], around a residual.
+
+    Args:
+        linear: the projections are linear layers (Stable Diffusion 2.x) instead of 1×1 convolutions.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context_dim: int | None, depth: int, linear: bool, make: Layers
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = make.operations.GroupNorm(32, channels, eps=1e-6, **make.factory)
+        project = make.linear if linear else lambda inputs, outputs: make.conv(inputs, outputs, kernel=1)
+        self.proj_in = project(channels, channels)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, heads, context_dim, make) for _ in range(depth)
+        )
+        self.proj_out = project(channels, channels)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2)
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(1, 2).reshape(x.shape)
+        return x + (h if self.linear else self.proj_out(h))

@@ -1,0 +1,192 @@
+"""What a model is, as plain data: the same dataclasses are a preset, a YAML section and a checkpoint's metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from .errors import SpectralError
+
+#: Version of the JSON written into a checkpoint. A reader refuses a higher one.
+FORMAT_VERSION = 1
+
+Kind = Literal["student", "lite", "teacher", "autoencoder"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """An LDM U-Net. Names are those of LDM's own configuration files, so that manifests and LoRA key maps read alike.
+
+    Args:
+        image_size: latent side in cells that the network was trained at; it runs at any size.
+        attention_resolutions: down-sampling factors (1, 2, 4, …) at which attention follows each residual block.
+        num_heads: attention heads, or -1 when `num_head_channels` fixes the width of a head instead.
+        use_spatial_transformer: cross-attention to a context [B, T, context_dim] instead of plain self-attention.
+        resblock_updown: resampling lives inside residual blocks (lsun_churches).
+        resampler: "conv" is LDM's own; "wavelet" is WG-Down and WG-Up (PAPER section 5.1 of the seed).
+        wavelet: filter bank of the wavelet resampler, by PyWavelets' name.
+    """
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    attention_resolutions: tuple[int, ...]
+    num_res_blocks: int = 2
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    image_size: int = 64
+    num_heads: int = -1
+    num_head_channels: int = -1
+    use_spatial_transformer: bool = False
+    transformer_depth: int = 1
+    context_dim: int | None = None
+    use_linear_in_transformer: bool = False
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    resampler: Literal["conv", "wavelet"] = "conv"
+    wavelet: str = "haar"
+
+
+@dataclass(frozen=True)
+class FirstStageConfig:
+    """An LDM autoencoder: "kl" (Gaussian posterior) or "vq" (codebook of `n_embed` vectors).
+
+    Args:
+        embed_dim: channels of the latent that the U-Net sees.
+        z_channels: channels inside, between `conv_out` and `quant_conv`.
+        attn_resolutions: image sides at which attention follows each block, counted from `resolution`.
+    """
+
+    kind: Literal["kl", "vq"]
+    embed_dim: int
+    z_channels: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+    resolution: int = 256
+    in_channels: int = 3
+    out_ch: int = 3
+    n_embed: int | None = None
+
+    @property
+    def downscale(self) -> int:
+        """Image pixels per latent cell, along one side."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """What the context is made from.
+
+    "none": unconditional. "class": LDM's ClassEmbedder, `n_classes` rows, the last one the null class.
+    "text": a CLIP-shaped tower of `layers` layers, `heads` heads and `width` channels. "external": a context of `width`
+    channels that this project does not make itself (LDM's own BERT-like encoder).
+    """
+
+    kind: Literal["none", "class", "text", "external"] = "none"
+    width: int = 0
+    n_classes: int = 0
+    layers: int = 0
+    heads: int = 0
+    context_length: int = 77
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """LDM's "linear" schedule (linear in √β) and what the network predicts: noise ("eps") or velocity ("v")."""
+
+    linear_start: float = 0.0015
+    linear_end: float = 0.0195
+    steps: int = 1000
+    prediction: Literal["eps", "v"] = "eps"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything a reader needs to rebuild a model from its tensors.
+
+    Args:
+        kind: what the file is.
+        preset: the name in the preset table, when it has one.
+        scale_factor: latents that the U-Net sees are first-stage latents × this.
+        teacher_sha256: of the checkpoint that a student was distilled from.
+        training: a summary of the run: command, steps, losses, data; free-form, for people.
+    """
+
+    kind: Kind
+    unet: UNetConfig | None = None
+    first_stage: FirstStageConfig | None = None
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    scale_factor: float = 1.0
+    preset: str | None = None
+    teacher_sha256: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain JSON data (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(cls: type[T], data: Any, where: str = "configuration") -> T:
+    """Rebuild a configuration dataclass from JSON data, strictly.
+
+    Args:
+        cls: one of the dataclasses above.
+        data: a dict as `to_dict` gives it.
+        where: how to call the thing in an error.
+
+    Raises:
+        SpectralError: an unknown or missing key, or a value of the wrong type; the key is named.
+    """
+    if not isinstance(data, dict):
+        raise SpectralError(f"{where} should be a JSON object with {cls.__name__}'s fields, not {type(data).__name__}.")
+    hints = typing.get_type_hints(cls)
+    known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            raise SpectralError(f"{where} has an unknown key {key!r}; the known ones are {', '.join(sorted(known))}.")
+    for name, item in known.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise SpectralError(f"{where} lacks the key {name!r}.")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that `hint` names; only the few shapes that the dataclasses above use."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise SpectralError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SpectralError(f"{where} should be a list, not {type(value).__name__}.")
+        return tuple(_convert(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        hint = dict
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise SpectralError(f"{where} should be {hint.__name__}, not {value!r}.")
+    return value

@@ -1,0 +1,148 @@
+"""The diffusion process as LDM runs it: schedule, forward noising, DDIM, classifier-free guidance.
+
+Notation: x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε with t in 0 … T − 1 (Eq. 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .config import ScheduleConfig
+from .errors import SpectralError
+
+
+class Denoise(Protocol):
+    """A network: (x [B, C, H, W], t [B], context [B, T, D] or None) → its prediction, shaped like x."""
+
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+
+class Schedule:
+    """LDM's "linear" noise schedule: β = linspace(√start, √end, steps)².
+
+    Args:
+        linear_start: β of the first step, in (0, 1).
+        linear_end: β of the last step, in (0, 1).
+        steps: T.
+        prediction: what the network says: "eps" (noise) or "v" (√ᾱ ε − √(1 − ᾱ) x_0).
+
+    Attributes:
+        betas, alphas_cumprod: float64, [T]; ᾱ_t = ∏ (1 − β_s), s ≤ t.
+    """
+
+    def __init__(
+        self, linear_start: float = 0.0015, linear_end: float = 0.0195, steps: int = 1000, prediction: str = "eps"
+    ) -> None:
+        if not (0.0 < linear_start < 1.0 and 0.0 < linear_end < 1.0 and steps >= 1):
+            raise SpectralError(f"A schedule needs 0 < β < 1 and steps ≥ 1, not {linear_start}, {linear_end}, {steps}.")
+        if prediction not in ("eps", "v"):
+            raise SpectralError(f"A network predicts 'eps' or 'v', not {prediction!r}.")
+        self.linear_start, self.linear_end, self.steps, self.prediction = linear_start, linear_end, steps, prediction
+        self.betas = torch.linspace(linear_start**0.5, linear_end**0.5, steps, dtype=torch.float64) ** 2
+        self.alphas_cumprod = torch.cumprod(1.0 - self.betas, dim=0)
+
+    @classmethod
+    def from_config(cls, config: ScheduleConfig) -> Schedule:
+        return cls(config.linear_start, config.linear_end, config.steps, config.prediction)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 − ᾱ_t) for integer steps t [B], ready to multiply with `like` [B, …]."""
+        alphas = self.alphas_cumprod[t.cpu()].view(-1, *[1] * (like.dim() - 1))
+        return alphas.sqrt().to(like), (1.0 - alphas).sqrt().to(like)
+
+    def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The forward process (Eq. 2): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, for x_0 and noise [B, …] and t [B]."""
+        signal, sigma = self.coefficients(t, x_0)
+        return signal * x_0 + sigma * noise
+
+    def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should say at x_t: the noise, or the velocity √ᾱ ε − √(1 − ᾱ) x_0."""
+        if self.prediction == "eps":
+            return noise
+        signal, sigma = self.coefficients(t, x_0)
+        return signal * noise - sigma * x_0
+
+    def split(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_0, ε) that a network's prediction at x_t stands for."""
+        signal, sigma = self.coefficients(t, x_t)
+        if self.prediction == "eps":
+            return (x_t - sigma * prediction) / signal, prediction
+        return signal * x_t - sigma * prediction, sigma * x_t + signal * prediction
+
+    def ddim_timesteps(self, steps: int) -> Tensor:
+        """LDM's uniform choice of steps: range(0, T, T // steps) + 1, ascending.
+
+        Where T is not a multiple of `steps` these are a few more than `steps`, as in LDM; all stay below T.
+
+        Raises:
+            SpectralError: `steps` is not in 1 … T.
+        """
+        if not 1 <= steps <= self.steps:
+            raise SpectralError(f"DDIM can take 1 to {self.steps} steps of this schedule, not {steps}.")
+        return (torch.arange(0, self.steps, self.steps // steps) + 1).clamp_(max=self.steps - 1).unique()
+
+
+def guided(denoise: Denoise, guidance: float, cond: Tensor | None, uncond: Tensor | None) -> Denoise:
+    """Classifier-free guidance, ε = ε_u + w (ε_c − ε_u), both in one batch; w = 1 asks the conditional one alone."""
+    if guidance == 1.0 or uncond is None:
+        return lambda x, t, context=None: denoise(x, t, cond)
+    if cond is None:
+        raise SpectralError("Guidance other than 1 needs a conditioning to steer towards; give cond, or set guidance to 1.")
+    both = torch.cat([uncond.expand(len(cond), -1, -1), cond])
+
+    def denoise_both(x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        without, with_ = denoise(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return without + guidance * (with_ - without)
+
+    return denoise_both
+
+
+@torch.no_grad()
+def ddim(
+    denoise: Denoise,
+    x_T: Tensor,
+    schedule: Schedule,
+    steps: int,
+    *,
+    eta: float = 0.0,
+    guidance: float = 1.0,
+    cond: Tensor | None = None,
+    uncond: Tensor | None = None,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample with DDIM (Song et al.), at LDM's time steps; ᾱ "before" the first of them is ᾱ_0.
+
+    Args:
+        denoise: the network.
+        x_T: the noise to start from, [B, C, H, W], unit variance.
+        schedule: the network's own.
+        steps: how many, 1 … T.
+        eta: 0 is deterministic DDIM, 1 has the variance of ancestral sampling.
+        guidance: weight w of classifier-free guidance; 1 is none.
+        cond, uncond: contexts [B, T, D]; `uncond` may be a single one, [1, T, D].
+        callback: called after each step with (index, x_t, predicted x_0).
+        generator: of the noise that η > 0 adds.
+
+    Returns:
+        x_0, [B, C, H, W].
+    """
+    model = guided(denoise, guidance, cond, uncond)
+    times = schedule.ddim_timesteps(steps)
+    alphas = schedule.alphas_cumprod[times].tolist()
+    before = [schedule.alphas_cumprod[0].item(), *alphas[:-1]]
+    x = x_T
+    for index, (t, alpha, alpha_next) in enumerate(reversed(list(zip(times.tolist(), alphas, before, strict=True)))):
+        step = torch.full((len(x),), t, device=x.device, dtype=torch.long)
+        x_0, noise = schedule.split(x, step, model(x, step))
+        sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)) ** 0.5
+        x = alpha_next**0.5 * x_0 + max(0.0, 1 - alpha_next - sigma**2) ** 0.5 * noise
+        if sigma > 0:
+            x = x + sigma * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        if callback is not None:
+            callback(index, x, x_0)
+    return x

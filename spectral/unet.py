@@ -1,0 +1,356 @@
+"""The LDM U-Net, in the key layout of its checkpoints; its resamplers are LDM's own or wavelet-gated.
+
+Every layer comes from `operations` (torch.nn, or ComfyUI's casting classes) and attention from a function that the
+caller may give, so that the same network runs in training and as a native ComfyUI model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import Attention, SelfAttention, SpatialTransformer, scaled_dot_product_attention
+from .config import UNetConfig
+from .errors import SpectralError
+from .gating import WaveletDown, WaveletUp
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place in the U-Net whose features can be read: the end of a resolution, before it is resampled.
+
+    Args:
+        path: "down", "middle" or "up".
+        level: 0 is the full latent resolution; each level halves it. The middle block is at the last level.
+    """
+
+    path: Literal["down", "middle", "up"]
+    level: int
+
+
+def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding of the steps t [B] (may be fractional), [B, width] float32: cosines, then sines."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
+    angles = t[:, None].float() * rates
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, 1)) if width % 2 else embedding
+
+
+class Layers:
+    """Makes layers from `operations`, all of one dtype and on one device."""
+
+    def __init__(self, operations: Any, attention: Attention, dtype: Any, device: Any) -> None:
+        self.operations, self.attention = operations, attention
+        self.factory = {"dtype": dtype, "device": device}
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        made = self.operations.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, **self.factory)
+        return made  # type: ignore[no-any-return]
+
+    def linear(self, inputs: int, outputs: int) -> nn.Module:
+        return self.operations.Linear(inputs, outputs, **self.factory)  # type: ignore[no-any-return]
+
+    def norm(self, channels: int) -> nn.Module:
+        return self.operations.GroupNorm(32, channels, **self.factory)  # type: ignore[no-any-return]
+
+
+class ConvDown(nn.Module):
+    """LDM's down-sampling: a 3×3 convolution of stride 2."""
+
+    def __init__(self, channels: int, make: Layers) -> None:
+        super().__init__()
+        self.op = make.conv(channels, channels, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ConvUp(nn.Module):
+    """LDM's up-sampling: nearest neighbour to twice the size (or to `size`), then a 3×3 convolution."""
+
+    def __init__(self, channels: int, make: Layers) -> None:
+        super().__init__()
+        self.conv = make.conv(channels, channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return self.conv(_nearest(x, size))
+
+
+class PoolDown(nn.Module):
+    """The down-sampling inside residual blocks: 2×2 average; an odd last row or column stands alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+class NearestUp(nn.Module):
+    """The up-sampling inside residual blocks: nearest neighbour."""
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return _nearest(x, size)
+
+
+def _nearest(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
+
+
+class ResBlock(nn.Module):
+    """Residual block with the time embedding added (or as scale and shift) between its two convolutions.
+
+    Args:
+        resample: makes a resampler; it is used twice, on the branch and on the skip, before the first convolution.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        make: Layers,
+        scale_shift: bool,
+        resample: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resamples = scale_shift, resample is not None
+        self.in_layers = nn.Sequential(make.norm(inputs), nn.SiLU(), make.conv(inputs, outputs))
+        if resample is not None:
+            self.h_upd, self.x_upd = resample(), resample()
+        self.emb_layers = nn.Sequential(nn.SiLU(), make.linear(embedding, outputs * (2 if scale_shift else 1)))
+        # The Identity stands where LDM has its (never used) dropout: the keys count positions.
+        last = _zeroed(make.conv(outputs, outputs))
+        self.out_layers = nn.Sequential(make.norm(outputs), nn.SiLU(), nn.Identity(), last)
+        self.skip_connection = nn.Identity() if inputs == outputs else make.conv(inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor, embedding: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        h = self.in_layers[1](self.in_layers[0](x))
+        if self.resamples:
+            up = () if isinstance(self.h_upd, (WaveletDown, PoolDown)) else (size,)
+            h, x = self.h_upd(h, *up), self.x_upd(x, *up)
+        h = self.in_layers[2](h)
+        shift = self.emb_layers(embedding)[..., None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = self.out_layers[0](h) * (1 + scale) + shift
+            h = self.out_layers[3](self.out_layers[1](h))
+        else:
+            h = self.out_layers(h + shift)
+        return self.skip_connection(x) + h
+
+
+class Block(nn.Sequential):
+    """The layers that LDM keeps under one index: convolution or residual block, attention, resampler."""
+
+    def features(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+        """Everything but a resampler at the end."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                if layer.resamples:
+                    break
+                h = layer(h, embedding)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, context)
+            elif not isinstance(layer, (ConvUp, ConvDown, WaveletUp, WaveletDown)):
+                h = layer(h)
+        return h
+
+    def resample(self, h: Tensor, embedding: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """The resampler at the end, if there is one; `size` is what going up should arrive at."""
+        last = self[-1]
+        if isinstance(last, ResBlock) and last.resamples:
+            return last(h, embedding, size)
+        if isinstance(last, (ConvUp, WaveletUp)):
+            return last(h, size)
+        return last(h) if isinstance(last, (ConvDown, WaveletDown)) else h
+
+
+class UNet(nn.Module):
+    """LDM's U-Net: predicts the noise (or velocity) in a latent.
+
+    Args:
+        config: the architecture.
+        operations: where Linear, Conv2d, GroupNorm and LayerNorm come from.
+        attention: (q, k, v, heads) → out, all [B, T, heads · d].
+
+    Raises:
+        SpectralError: the configuration cannot be built; the setting at fault is named.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        operations: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        attention: Attention = scaled_dot_product_attention,
+    ) -> None:
+        super().__init__()
+        check(config)
+        self.config = config
+        self.dtype = dtype or torch.get_default_dtype()
+        make = Layers(operations, attention, dtype, device)
+        width = config.model_channels
+        self.embedding_width = 4 * width
+        self.time_embed = nn.Sequential(
+            make.linear(width, self.embedding_width),
+            nn.SiLU(),
+            make.linear(self.embedding_width, self.embedding_width),
+        )
+        self.taps: dict[tuple[str, int], Tap] = {}
+        widths = self._build_down(make)
+        channels = widths[-1]
+        self.middle_block = Block(
+            self._residual(channels, channels, make), self._attend(channels, make), self._residual(channels, channels, make)
+        )
+        self.taps["middle", 0] = Tap("middle", len(config.channel_mult) - 1)
+        self._build_up(widths, make)
+        self.out = nn.Sequential(make.norm(width), nn.SiLU(), _zeroed(make.conv(width, config.out_channels)))
+
+    def _residual(self, inputs: int, outputs: int, make: Layers, resample: Any = None) -> ResBlock:
+        return ResBlock(inputs, outputs, self.embedding_width, make, self.config.use_scale_shift_norm, resample)
+
+    def _attend(self, channels: int, make: Layers) -> nn.Module:
+        config = self.config
+        heads = config.num_heads if config.num_head_channels == -1 else channels // config.num_head_channels
+        if not config.use_spatial_transformer:
+            return SelfAttention(channels, heads, make)
+        return SpatialTransformer(
+            channels, heads, config.context_dim, config.transformer_depth, config.use_linear_in_transformer, make
+        )
+
+    def _resampler(self, up: bool, channels: int, make: Layers) -> nn.Module:
+        """The layer that changes the resolution, alone or inside a residual block."""
+        config = self.config
+        kind: Any
+        if config.resampler == "wavelet":
+            kind = WaveletUp if up else WaveletDown
+
+            def resample() -> nn.Module:
+                return kind(channels, config.wavelet, make.operations, **make.factory)  # type: ignore[no-any-return]
+
+            return self._residual(channels, channels, make, resample) if config.resblock_updown else resample()
+        if config.resblock_updown:
+            return self._residual(channels, channels, make, NearestUp if up else PoolDown)
+        return (ConvUp if up else ConvDown)(channels, make)
+
+    def _build_down(self, make: Layers) -> list[int]:
+        """Fill `input_blocks`; returns the width that each of them leaves as a skip."""
+        config, channels = self.config, self.config.model_channels
+        self.input_blocks = nn.ModuleList([Block(make.conv(config.in_channels, channels))])
+        widths = [channels]
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                layers: list[nn.Module] = [self._residual(channels, mult * config.model_channels, make)]
+                channels = mult * config.model_channels
+                if 2**level in config.attention_resolutions:
+                    layers.append(self._attend(channels, make))
+                self.input_blocks.append(Block(*layers))
+                widths.append(channels)
+            self.taps["down", len(self.input_blocks) - 1] = Tap("down", level)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(Block(self._resampler(False, channels, make)))
+                widths.append(channels)
+        return widths
+
+    def _build_up(self, widths: list[int], make: Layers) -> None:
+        """Fill `output_blocks`, each taking one skip."""
+        config, channels = self.config, widths[-1]
+        widths = list(widths)
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for index in range(config.num_res_blocks + 1):
+                layers: list[nn.Module] = [self._residual(channels + widths.pop(), mult * config.model_channels, make)]
+                channels = mult * config.model_channels
+                if 2**level in config.attention_resolutions:
+                    layers.append(self._attend(channels, make))
+                if level and index == config.num_res_blocks:
+                    layers.append(self._resampler(True, channels, make))
+                self.output_blocks.append(Block(*layers))
+            self.taps["up", len(self.output_blocks) - 1] = Tap("up", level)
+
+    def tap_channels(self) -> dict[Tap, int]:
+        """Every place whose features can be read, and how many channels they have there."""
+        return {tap: self.config.model_channels * self.config.channel_mult[tap.level] for tap in self.taps.values()}
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        *,
+        features: dict[Tap, Tensor] | None = None,
+    ) -> Tensor:
+        """Predict the noise (or velocity).
+
+        Args:
+            x: noisy latent [B, in_channels, H, W], any H and W.
+            timesteps: [B], 0 … T − 1.
+            context: [B, T, context_dim] for a conditioned model.
+            features: when given, receives the features at every tap.
+
+        Returns:
+            [B, out_channels, H, W].
+        """
+        embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
+        if context is not None:
+            context = context.to(x.dtype)
+        h, skips = x, []
+        for index, block in enumerate(self.input_blocks):
+            h = block.features(h, embedding, context)
+            self._tap(features, "down", index, h)
+            h = block.resample(h, embedding)
+            skips.append(h)
+        h = self.middle_block.features(h, embedding, context)
+        self._tap(features, "middle", 0, h)
+        for index, block in enumerate(self.output_blocks):
+            h = block.features(torch.cat([h, skips.pop()], dim=1), embedding, context)
+            self._tap(features, "up", index, h)
+            h = block.resample(h, embedding, _size(skips))
+        return self.out(h)
+
+    def _tap(self, features: dict[Tap, Tensor] | None, path: str, index: int, h: Tensor) -> None:
+        if features is not None and (path, index) in self.taps:
+            features[self.taps[path, index]] = h
+
+
+def _size(skips: list[Tensor]) -> tuple[int, int] | None:
+    """Height and width of the skip that comes next."""
+    return (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
+
+
+def _zeroed(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def check(config: UNetConfig) -> None:
+    """Refuse what cannot be built.
+
+    Raises:
+        SpectralError: names the setting, what was expected, and what to do.
+    """
+
+    def positive(values: Iterable[int]) -> bool:
+        return all(value > 0 for value in values)
+
+    sizes = (config.in_channels, config.out_channels, config.model_channels, config.num_res_blocks)
+    if not positive(sizes) or not config.channel_mult or not positive(config.channel_mult):
+        raise SpectralError("A U-Net's channels, channel_mult and num_res_blocks must all be at least 1.")
+    if config.model_channels % 32:
+        raise SpectralError(f"model_channels is {config.model_channels}; group normalisation needs a multiple of 32.")
+    if config.num_heads < 1 and config.num_head_channels < 1:
+        raise SpectralError("A U-Net's attention needs num_heads or num_head_channels; set one of them.")
+    if config.use_spatial_transformer and not config.context_dim:
+        raise SpectralError("use_spatial_transformer needs context_dim, the width of the context; set it.")
+    for mult in config.channel_mult:
+        width = config.model_channels * mult
+        if width % (config.num_head_channels if config.num_head_channels > 0 else config.num_heads):
+            raise SpectralError(f"{width} channels cannot be split into attention heads; change num_head_channels.")

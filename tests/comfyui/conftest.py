@@ -1,0 +1,38 @@
+"""One ComfyUI server for all tests of this folder, with this repository among its custom nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import distribution, models
+from .server import ComfyServer
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """The server; its models/spectral_diffusion holds a tiny random checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp("comfyui")
+    prepared = distribution.prepare(folder)
+    write_checkpoints(prepared.base / "models" / "spectral_diffusion")
+    with ComfyServer(prepared, folder / "server.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def object_info(comfy: ComfyServer) -> dict[str, Any]:
+    """What the server says about all of its nodes."""
+    info: dict[str, Any] = comfy.get("/object_info")
+    return info
+
+
+def write_checkpoints(folder: Path) -> None:
+    """text, class, none: KL-f4, 4 channels; vq: unconditional, VQ-f4, 3 channels; half: text, stored in float16."""
+    for kind in ("text", "class", "none"):
+        models.write(folder / f"{kind}.safetensors", kind)
+    models.write(folder / "vq.safetensors", "none", models.VQ_F4)
+    models.write(folder / "half.safetensors", "text", dtype=torch.float16)

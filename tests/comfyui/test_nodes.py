@@ -1,0 +1,51 @@
+"""What the pack tells ComfyUI about its nodes, and what a start costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from .distribution import REPOSITORY
+from .server import ComfyServer
+
+PREFIX = "SpectralDiffusion"
+
+
+def test_all_nodes_are_there_with_names_and_descriptions(object_info: dict[str, Any]) -> None:
+    ours = {name: info for name, info in object_info.items() if name.startswith(PREFIX)}
+    assert len(ours) >= 8
+    for name, info in ours.items():
+        assert info["category"].startswith("spectral diffusion"), name
+        assert info["display_name"] != name
+        assert info["description"].endswith("."), name
+
+
+def test_every_input_has_a_tooltip(object_info: dict[str, Any]) -> None:
+    for name, info in object_info.items():
+        if name.startswith(PREFIX):
+            for inputs in info["input"].values():
+                for key, declaration in inputs.items():
+                    assert len(declaration) > 1 and declaration[1].get("tooltip"), f"{name}.{key}"
+
+
+def test_the_log_shows_no_failed_import(comfy: ComfyServer) -> None:
+    log = comfy.log.read_text(errors="replace")
+    assert not re.search(r"IMPORT FAILED\): \S*Spectral", log), log
+    assert "Cannot import" not in log
+
+
+def test_importing_the_package_outside_comfyui_loads_nothing() -> None:
+    code = "import sys, spectral_diffusion; print('torch' in sys.modules, spectral_diffusion.WEB_DIRECTORY)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "./nodes/web"]
+
+
+@pytest.mark.parametrize("kind", ["OUTPUT_TOOLTIPS", "SEARCH_ALIASES"])
+def test_every_node_says_what_its_outputs_are_and_what_to_search_for(kind: str) -> None:
+    for source in (REPOSITORY / "nodes").glob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        assert text.count("    RETURN_TYPES = ") == text.count(f"    {kind} = "), source.name

@@ -1,0 +1,137 @@
+"""The native MODEL, CLIP and VAE in the company of core's nodes, on a real server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import prompts
+from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, node
+from .server import ComfyServer, Prompt, Run
+
+
+def pictures(comfy: ComfyServer, prompt: Prompt, save: str = SAVE) -> list[NDArray[np.uint8]]:
+    """Run a prompt that must succeed; the saved images, [H, W, 3] each."""
+    run = comfy.run(prompt)
+    assert run.error is None, run.message
+    return [np.asarray(comfy.image(output)) for output in run.outputs[save]["images"]]
+
+
+@pytest.mark.parametrize("kind", ["text", "class", "none", "vq", "half"])
+def test_every_kind_of_checkpoint_gives_an_image_of_its_own_size(comfy: ComfyServer, kind: str) -> None:
+    (image,) = pictures(comfy, prompts.generate(kind))
+    assert image.shape == (64, 64, 3)
+    assert image.std() > 1
+
+
+def test_same_seed_same_image_other_seed_another(comfy: ComfyServer) -> None:
+    (first,) = pictures(comfy, prompts.generate("text", seed=7))
+    (other,) = pictures(comfy, prompts.generate("text", seed=8))
+    # A different prefix makes the server save again; one step more in between makes it sample again.
+    pictures(comfy, prompts.generate("text", seed=7, steps=5))
+    (again,) = pictures(comfy, prompts.generate("text", seed=7))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_prompt_and_its_weights_matter(comfy: ComfyServer) -> None:
+    texts = ("a red apple", "a green tree", "a (green:1.5) tree")
+    first, second, weighted = (pictures(comfy, prompts.generate("text", text=text))[0] for text in texts)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, weighted)
+
+
+def test_progress_and_previews_arrive(comfy: ComfyServer) -> None:
+    run = comfy.run(prompts.generate("text", seed=21, steps=5))
+    assert [value for value, maximum in run.progress if maximum == 5] == [1, 2, 3, 4, 5]
+    assert len(run.previews) == 5
+    assert np.asarray(run.previews[-1]).std() > 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (52, 76), (20, 128)])
+@pytest.mark.parametrize("kind", ["text", "vq"])
+def test_any_latent_size(comfy: ComfyServer, kind: str, width: int, height: int) -> None:
+    images = pictures(comfy, prompts.generate(kind, width=width, height=height, batch_size=2))
+    assert [image.shape for image in images] == [(height, width, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    "sampler", ["euler", "euler_ancestral", "heun", "dpm_2", "lms", "dpmpp_2m", "dpmpp_sde", "uni_pc"]
+)
+def test_cores_samplers(comfy: ComfyServer, sampler: str) -> None:
+    prompt = prompts.generate("text", steps=3)
+    prompt[SAMPLER]["inputs"] |= {"sampler_name": sampler, "scheduler": "karras"}
+    assert pictures(comfy, prompt)[0].std() > 1
+
+
+def test_image_to_image_keeps_more_with_less_denoising(comfy: ComfyServer) -> None:
+    Image.linear_gradient("L").resize((64, 64)).save(comfy.distribution.base / "input" / "gradient.png")
+    images = {}
+    for denoise in (0.1, 0.9):
+        prompt = from_image(denoise)
+        images[denoise] = pictures(comfy, prompt)[0].astype(float)
+    prompt["untouched"] = node("SaveImage", images=["untouched decoded", 0], filename_prefix="test")
+    prompt["untouched decoded"] = node("VAEDecode", samples=[LATENT, 0], vae=[LOADER, 2])
+    untouched = pictures(comfy, prompt, "untouched")[0]
+    assert np.abs(images[0.1] - untouched).mean() < np.abs(images[0.9] - untouched).mean()
+
+
+@pytest.mark.parametrize("strength", [0, 128, 255])
+def test_a_mask_decides_where_and_how_much_is_sampled(comfy: ComfyServer, strength: int) -> None:
+    mask = Image.new("RGBA", (64, 64), (128, 90, 200, 255))
+    mask.paste((128, 90, 200, 255 - strength), (32, 0, 64, 64))
+    mask.save(comfy.distribution.base / "input" / f"mask{strength}.png")
+    prompt = from_image(1.0, f"mask{strength}.png")
+    prompt["masked"] = node("SetLatentNoiseMask", samples=[LATENT, 0], mask=["image", 1])
+    prompt[SAMPLER]["inputs"]["latent_image"] = ["masked", 0]
+    change = (latent(comfy, prompt, [SAMPLER, 0]) - latent(comfy, prompt, [LATENT, 0])).abs().mean((0, 1, 2))
+    assert change[:8].max() < 1e-5
+    assert (change[8:].min() > 1e-3) == (strength > 0)
+
+
+def latent(comfy: ComfyServer, prompt: Prompt, link: prompts.Link) -> Tensor:
+    """What arrives at one output of a prompt, [B, C, h, w] in the VAE's scale, by core's Save Latent."""
+    run = comfy.run({**prompt, "latent saved": node("SaveLatent", samples=link, filename_prefix="test")})
+    assert run.error is None, run.message
+    saved = run.outputs["latent saved"]["latents"][0]
+    return load_file(comfy.distribution.base / "output" / saved["filename"])["latent_tensor"]
+
+
+def from_image(denoise: float, name: str = "gradient.png") -> Prompt:
+    """`prompts.generate`, begun from an image of the input folder."""
+    prompt = prompts.generate("text", steps=10)
+    prompt["image"] = node("LoadImage", image=name)
+    prompt[LATENT] = node("VAEEncode", pixels=["image", 0], vae=[LOADER, 2])
+    prompt[SAMPLER]["inputs"]["denoise"] = denoise
+    return prompt
+
+
+def test_tiled_decoding_agrees_with_plain_decoding(comfy: ComfyServer) -> None:
+    prompt = prompts.generate("vq", width=128, height=128)
+    (plain,) = pictures(comfy, prompt)
+    prompt[DECODE]["class_type"] = "VAEDecodeTiled"
+    prompt[DECODE]["inputs"] |= {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
+    (tiled,) = pictures(comfy, prompt)
+    assert np.abs(plain.astype(int) - tiled).mean() < 1
+
+
+def test_an_interrupted_run_ends_and_the_next_one_works(comfy: ComfyServer) -> None:
+    def interrupt(value: int) -> None:
+        if value == 2:
+            comfy.post("/interrupt", {})
+
+    run: Run = comfy.run(prompts.generate("text", seed=5, steps=500), on_progress=interrupt)
+    assert run.interrupted
+    assert max(value for value, _ in run.progress) < 500
+    assert pictures(comfy, prompts.generate("text", seed=5))
+
+
+def test_queueing_again_does_not_load_again(comfy: ComfyServer) -> None:
+    comfy.run(prompts.generate("text", seed=31))
+    run = comfy.run(prompts.generate("text", seed=32))
+    assert LOADER in run.cached
+    assert SAMPLER not in run.cached

@@ -1,0 +1,112 @@
+"""The command line `spectral-diffusion COMMAND …`: one line a command here, the work in the module that it names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..spectral.errors import SpectralError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module beside this one whose `main(argv)` runs it, and what `--help` says of it."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command("demo", "distil a small student from the default teacher and compare their spectra (minutes)"),
+    "data": Command("dataset", "build a data set that ships with the kit"),
+    "train-autoencoder": Command("train_autoencoder", "train an LDM first stage"),
+    "train-teacher": Command("train_teacher", "train a small latent diffusion teacher"),
+    "distill": Command("distill", "distil a wavelet-gated student from a teacher"),
+    "sample": Command("sample", "make images with a checkpoint"),
+    "spectrum": Command("spectrum", "power spectra of images, and comparisons of two sets"),
+    "inspect": Command("inspect", "what a checkpoint, preset or teacher is"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 after a sentence on what was wrong, or 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items())
+    usage = f"usage: spectral-diffusion COMMAND [--help] …\n\ncommands:\n{listing}"
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"There is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f".{COMMANDS[argv[0]].module}", __package__)
+    return run(module.main, argv[1:])
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's `main`, with a user's error as one sentence on standard error and exit code 2."""
+    try:
+        command(sys.argv[1:] if argv is None else argv)
+    except SpectralError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one sentence and exit code 2."""
+
+    def __init__(self, command: str, description: str | None) -> None:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(f"spectral-diffusion {command}", description=description, formatter_class=formatter)
+
+    def error(self, message: str) -> Any:
+        raise SpectralError(f"{message[0].upper()}{message[1:]}; see {self.prog} --help.")
+
+
+def parse_config(cls: type[T], argv: Sequence[str], command: str, description: str | None) -> tuple[T, bool]:
+    """A run's configuration from `--config FILE.yaml` and any `--section.key value` after it; and whether `--json`.
+
+    Raises:
+        SpectralError: a key is unknown, a value has the wrong type, or the file cannot be read.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(f"spectral-diffusion {command}", description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; what follows it overrides its values")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_class_arguments(cls, fail_untyped=True)
+    try:
+        parsed = parser.parse_args(list(argv))
+        values = vars(parser.instantiate_classes(parsed))
+    except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
+        reason = " ".join(str(error).split())
+        raise SpectralError(f"{reason.rstrip('.')}; see {parser.prog} --help.") from error
+    json_wanted = values.pop("json")
+    values.pop("config")
+    return cls(**values), json_wanted
+
+
+def report(result: dict[str, Any], as_json: bool) -> None:
+    """Print a command's result: one JSON object, or a line for each entry."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        print(f"{key:16} {value}")

@@ -1,0 +1,128 @@
+"""Sampling: from a checkpoint to images, and the preview grids of a running training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..spectral import diffusion
+from ..spectral.checkpoint import Checkpoint
+from ..spectral.config import ModelConfig
+from ..spectral.diffusion import Schedule
+from ..spectral.errors import SpectralError
+from . import figures
+from .conditions import tokenize
+from .data import ImageSet
+
+
+def context_of(config: ModelConfig, conditioner: nn.Module | None, prompts: Sequence[str]) -> Tensor | None:
+    """Contexts [N, T, width] for prompts: texts, class names, or the numbers of classes; "" is the null condition.
+
+    Raises:
+        SpectralError: a class is unknown, or the model takes no prompts.
+    """
+    kind = config.conditioning.kind
+    if conditioner is None:
+        if any(prompts):
+            raise SpectralError("This model is unconditional; sample from it without prompts.")
+        return None
+    device = next(conditioner.parameters()).device
+    if kind == "text":
+        return conditioner(tokenize(prompts, config.conditioning.context_length).to(device))  # type: ignore[no-any-return]
+    return conditioner(torch.tensor([_label(config, prompt) for prompt in prompts], device=device))  # type: ignore[no-any-return]
+
+
+def _label(config: ModelConfig, prompt: str) -> int:
+    names, count = config.conditioning.class_names, config.conditioning.n_classes
+    if not prompt:
+        return count - 1
+    if prompt in names:
+        return names.index(prompt)
+    if prompt.isdecimal() and int(prompt) < count:
+        return int(prompt)
+    raise SpectralError(f"No class {prompt!r}: expected 0 to {count - 1}{' or one of ' + ', '.join(names) if names else ''}.")
+
+
+@torch.no_grad()
+def sample(
+    config: ModelConfig,
+    unet: nn.Module,
+    first_stage: nn.Module,
+    conditioner: nn.Module | None,
+    prompts: Sequence[str],
+    *,
+    steps: int = 50,
+    guidance: float = 2.0,
+    seed: int = 0,
+    size: int | None = None,
+    batch: int = 16,
+) -> Tensor:
+    """One image for each prompt, [N, 3, H, W] in [0, 1]. Image i depends on (seed, i) and its prompt alone.
+
+    Args:
+        size: side of the images in pixels; the training size by default.
+
+    Raises:
+        SpectralError: prompts that the model does not know, or a size that is no multiple of the first stage's factor.
+    """
+    assert config.unet is not None and config.first_stage is not None
+    factor = config.first_stage.downscale
+    if size is not None and (size < factor or size % factor):
+        raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}.")
+    side = size // factor if size else config.unet.image_size
+    device = next(unet.parameters()).device
+    shape = (config.unet.in_channels, side, side)
+    noise = torch.stack([_noise(seed, index, shape) for index in range(len(prompts))])
+    schedule = Schedule.from_config(config.schedule)
+    images = []
+    for start in range(0, len(prompts), batch):
+        some = list(prompts[start : start + batch])
+        cond = context_of(config, conditioner, some)
+        uncond = context_of(config, conditioner, [""]) if cond is not None else None
+        latent = diffusion.ddim(
+            unet,
+            noise[start : start + batch].to(device),
+            schedule,
+            steps,
+            guidance=guidance if cond is not None else 1.0,
+            cond=cond,
+            uncond=uncond,
+        )
+        images.append(first_stage.decode(latent / config.scale_factor).cpu())  # type: ignore[operator]
+    return ((torch.cat(images).clamp(-1, 1) + 1) / 2).float()
+
+
+def _noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    return torch.randn(shape, generator=generator)
+
+
+def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: int | float | None) -> Tensor:
+    """`sample` from an opened checkpoint.
+
+    Raises:
+        SpectralError: it holds no U-Net or no first stage.
+    """
+    if opened.unet is None or opened.first_stage is None:
+        raise SpectralError(f"{opened.file.path.name} cannot sample: it lacks a U-Net or a first stage.")
+    return sample(opened.config, opened.unet, opened.first_stage, opened.conditioner, prompts, **options)  # type: ignore[arg-type]
+
+
+def preview_rows(
+    config: ModelConfig,
+    unet: nn.Module,
+    first_stage: nn.Module | None,
+    conditioner: nn.Module | None,
+    data: ImageSet,
+    path: Path,
+    columns: int = 12,
+) -> None:
+    """A grid of data over samples of the same captions, always from the same noise."""
+    assert first_stage is not None
+    chosen = torch.linspace(0, len(data) - 1, columns).long()
+    prompts = {"text": data.captions, "class": data.subgroups}.get(config.conditioning.kind, ("",) * len(data))
+    samples = sample(config, unet, first_stage, conditioner, [prompts[i] for i in chosen], steps=25)
+    figures.save_grid({"data": (data.floats(chosen) + 1) / 2, config.kind: samples}, path)

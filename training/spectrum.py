@@ -1,0 +1,206 @@
+"""The `spectrum` command: the radial power spectrum and slope of images, or the band errors between two sets."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..spectral.errors import SpectralError
+from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
+from .data import EMOJI64, IMAGE_SUFFIXES
+
+SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
+
+
+def run(
+    paths: Sequence[str] = (),
+    compare: Sequence[str] | None = None,
+    cutoff: float = 28.0,
+    window: Window = "hann",
+    gray: bool = False,
+    low: float | None = None,
+    high: float = 0.375,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """Measure the radial power spectrum of images, or how far two sets are apart below and above a cut-off.
+
+    Images of different sizes are averaged on the same frequencies in cycles per pixel, in as many rings as the
+    smallest has; every image counts the same. Transparent parts are put over white.
+
+    Args:
+        paths: images, folders of images (searched to the bottom) and .tar shards; emoji64 is the set of the kit.
+        compare: two such places instead of `paths`: the reference (real images) and what is measured against it.
+        cutoff: where the low band ends and the high one begins, in cycles per image.
+        window: hann, or none for images that repeat without a seam.
+        gray: measure the luma instead of the mean over red, green and blue.
+        low: lower end of the slope's range in cycles per pixel; null means 4 cycles per image.
+        high: upper end of the slope's range in cycles per pixel; 0.5 is the Nyquist frequency.
+        plot: also draw the spectra into this file (.png, .svg or .pdf).
+
+    Returns:
+        {"alpha", "alpha_error", "radial": {"cycles_per_pixel", "power", "count", "std"}, "images", "size"}; comparing,
+        {"low_error", "high_error", "cutoff", "reference": {…}, "other": {…}} with such an object for each set.
+        Numbers that do not exist (the std of one image, the slope of a flat one) are None.
+
+    Raises:
+        SpectralError: a path that is not there, holds no image or an unreadable one, or a range without frequencies.
+    """
+    places = _places(paths, compare)
+    if plot is not None:
+        from .figures import check_figure_path
+
+        check_figure_path(plot)
+    measured = {name: spectrum_of(where, window=window, gray=gray) for name, where in places.items()}
+    sets = list(measured.values())
+    report = _comparison(sets[0], sets[1], cutoff, low, high) if compare else _report(sets[0], low, high)
+    if plot is not None:
+        from .figures import plot_radial_spectra
+
+        plot_radial_spectra(measured, plot, cutoff=cutoff if compare else None)
+    return report
+
+
+def spectrum_of(paths: Sequence[str], *, window: Window = "hann", gray: bool = False) -> RadialSpectrum:
+    """The radial spectrum of every image under the given paths; one image is in memory at a time.
+
+    Raises:
+        SpectralError: as `run`.
+    """
+    with ExitStack() as archives:
+        pictures = [picture for path in paths for picture in _find(path, archives)]
+        sizes = [picture.size() for picture in pictures]
+        bins = min(default_bins(*size) for size in sizes)
+        return radial_spectrum((picture.load() for picture in pictures), bins=bins, window=window, gray=gray)
+
+
+def _places(paths: Sequence[str], compare: Sequence[str] | None) -> dict[str, list[str]]:
+    """Which paths belong to which set, by the name that the set has in the figure."""
+    if compare and paths:
+        raise SpectralError("Give either images to measure, or --compare with two sets, not both.")
+    if not compare:
+        if not paths:
+            raise SpectralError(
+                "No images to measure: give images, folders or .tar shards, or --compare with two sets."
+            )
+        return {"images" if len(paths) > 1 else Path(paths[0]).stem: list(paths)}
+    if len(compare) != 2:
+        raise SpectralError(f"--compare takes two sets, the reference and the other, not {len(compare)}.")
+    names = [Path(path).stem for path in compare]
+    if names[0] == names[1]:
+        names = [str(path) for path in compare] if compare[0] != compare[1] else [names[0], f"{names[0]} (again)"]
+    return {name: [path] for name, path in zip(names, compare, strict=True)}
+
+
+def _comparison(
+    reference: RadialSpectrum, other: RadialSpectrum, cutoff: float, low: float | None, high: float
+) -> dict[str, Any]:
+    errors = band_errors(reference, other, cutoff)
+    return {
+        "low_error": errors.low,
+        "high_error": errors.high,
+        "cutoff": cutoff,
+        "reference": _report(reference, low, high),
+        "other": _report(other, low, high),
+    }
+
+
+def _report(rings: RadialSpectrum, low: float | None, high: float) -> dict[str, Any]:
+    law = fit_power_law(rings, low, high) if rings.power.any() else None
+    return {
+        "alpha": law and law.alpha,
+        "alpha_error": law and law.alpha_error,
+        "radial": {
+            "cycles_per_pixel": rings.frequency.tolist(),
+            "power": rings.power.tolist(),
+            "count": rings.count.tolist(),
+            "std": None if rings.std is None else rings.std.tolist(),
+        },
+        "images": rings.images,
+        "size": list(rings.size),
+    }
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image that is on disk: where it is, and how to open it."""
+
+    name: str
+    open: Callable[[], IO[bytes] | None]
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) from the header."""
+        width, height = self._decoded(lambda image: image.size)
+        if min(width, height) < SMALLEST_SIDE:
+            raise SpectralError(
+                f"{self.name} is {width}×{height} pixels: a spectrum needs {SMALLEST_SIDE} or more on each side; "
+                "leave it out."
+            )
+        return height, width
+
+    def load(self) -> Tensor:
+        """[1, 3, H, W] in [0, 1]."""
+        return torch.from_numpy(self._decoded(_pixels)).movedim(-1, 0)[None]
+
+    def _decoded(self, read: Callable[[Image.Image], Any]) -> Any:
+        try:
+            with self.open() as file, Image.open(file) as image:  # type: ignore[union-attr]
+                return read(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, tarfile.TarError) as error:
+            raise SpectralError(
+                f"{self.name} cannot be read as an image ({error}); remove it or replace it."
+            ) from error
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.float32]:
+    """[H, W, 3] float32 in [0, 1]; 16-bit grey keeps its 16 bits."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image, dtype=np.float32)[..., None] / 65535
+        return np.repeat(grey.astype(np.float32), 3, axis=-1)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    colours: npt.NDArray[np.float32] = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return colours / np.float32(255)
+
+
+def _find(path: str, archives: ExitStack) -> list[_Picture]:
+    place = EMOJI64 if path == "emoji64" else Path(path)
+    if not place.exists():
+        raise SpectralError(f"No images at {place}: expected an image, a folder of images or a .tar shard.")
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = [_on_disk(file) for file in files]
+    elif place.suffix.lower() == ".tar":
+        found = list(_members(place, archives))
+    else:
+        return [_on_disk(place)]
+    if not found:
+        raise SpectralError(f"{place} holds no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+    return found
+
+
+def _on_disk(file: Path) -> _Picture:
+    return _Picture(str(file), lambda: file.open("rb"))
+
+
+def _members(shard: Path, archives: ExitStack) -> Iterator[_Picture]:
+    try:
+        archive = archives.enter_context(tarfile.open(shard, "r:"))  # noqa: SIM115
+        members = sorted((m for m in archive if m.isfile()), key=lambda member: member.name)
+    except (tarfile.TarError, OSError) as error:
+        raise SpectralError(
+            f"{shard} cannot be read as a tar shard ({error}); replace it by a complete one."
+        ) from error
+    for member in members:
+        if Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+            yield _Picture(f"{shard}:{member.name}", partial(archive.extractfile, member))

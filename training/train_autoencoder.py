@@ -1,0 +1,111 @@
+"""Train an LDM first stage (KL) on images: L1 in pixels, L1 in frequency, and a light pull of the posterior to N(0, 1)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..spectral import autoencoder, checkpoint
+from ..spectral.config import FirstStageConfig, ModelConfig
+from ..spectral.errors import SpectralError
+from . import cli, figures
+from .data import DataConfig, ImageSet, load
+from .loop import RunConfig, fit
+from .run import describe, summary
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Configuration of `train-autoencoder`.
+
+    Args:
+        data: the images.
+        run: steps, batch size, output folder and the like.
+        first_stage: the architecture.
+        frequency_weight: weight of the L1 distance of the images' spectra (orthonormal 2D FFT).
+        kl_weight: weight of the posterior's divergence from N(0, 1), a mean over the latent's elements.
+    """
+
+    run: RunConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    first_stage: FirstStageConfig = field(
+        default_factory=lambda: FirstStageConfig("kl", 4, 4, 32, (1, 2, 2), num_res_blocks=1, resolution=64)
+    )
+    frequency_weight: float = 1.0
+    kl_weight: float = 1e-3
+
+
+class AutoencoderTask(nn.Module):
+    """Losses of one batch of the autoencoder."""
+
+    def __init__(self, config: AutoencoderConfig, data: ImageSet) -> None:
+        super().__init__()
+        self.config, self.data = config, data
+        self.first_stage = autoencoder.AutoencoderKL(config.first_stage)
+
+    def forward(self, indices: Tensor) -> dict[str, Tensor]:
+        device = next(self.parameters()).device
+        image = self.data.floats(indices.cpu()).to(device)
+        image = torch.where(torch.rand(len(image), 1, 1, 1, device=device) < 0.5, image, image.flip(-1))
+        mean, log_variance = self.first_stage.posterior(image)
+        latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        difference = (self.first_stage.decode(latent) - image).float()
+        spatial = difference.abs().mean()
+        frequency = torch.view_as_real(torch.fft.rfft2(difference, norm="ortho")).abs().mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+        loss = spatial + self.config.frequency_weight * frequency + self.config.kl_weight * divergence
+        psnr = 10 * torch.log10(4.0 / difference.detach().square().mean())
+        return {"loss": loss, "spatial": spatial, "frequency": frequency, "kl": divergence, "psnr": psnr}
+
+
+@torch.no_grad()
+def latents(first_stage: nn.Module, data: ImageSet, device: torch.device | str = "cpu", batch: int = 64) -> Tensor:
+    """The (unscaled) latents of all images, [N, C, h, w] float32 on the CPU."""
+    parts = [data.floats(slice(i, i + batch)).to(device) for i in range(0, len(data), batch)]
+    return torch.cat([first_stage.encode(part).float().cpu() for part in parts])  # type: ignore[operator]
+
+
+def train(config: AutoencoderConfig) -> dict[str, Any]:
+    """Train, and export `RUN/autoencoder.safetensors`; returns its path and the last statistics.
+
+    Raises:
+        SpectralError: no data, or an architecture that this kit does not train (VQ).
+    """
+    if config.first_stage.kind != "kl":
+        raise SpectralError("train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only).")
+    data = load(config.data)
+    describe(config, config.run.out)
+    task = AutoencoderTask(config, data)
+    shown = slice(0, 12) if len(data) < 24 else slice(0, len(data), len(data) // 12)
+
+    def preview(path: Path) -> None:
+        image = data.floats(shown)[:12].to(next(task.parameters()).device)
+        with torch.no_grad():
+            decoded = task.first_stage.decode(task.first_stage.encode(image))
+        rows = {"data": image, "autoencoder": decoded}
+        figures.save_grid({name: (row.clamp(-1, 1) + 1) / 2 for name, row in rows.items()}, path)
+
+    statistics = fit(task, data, config.run, preview)
+    first_stage = task.first_stage.eval()
+    scale = 1.0 / latents(first_stage, data, next(task.parameters()).device).std().item()
+    training = summary(config, statistics, len(data))
+    about = ModelConfig("autoencoder", first_stage=config.first_stage, scale_factor=scale, training=training)
+    path = config.run.out / "autoencoder.safetensors"
+    checkpoint.save(path, about, first_stage=first_stage)
+    return {"path": str(path), "scale_factor": scale, **statistics}
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `train-autoencoder`."""
+    config, as_json = cli.parse_config(AutoencoderConfig, argv, "train-autoencoder", __doc__)
+    cli.report(train(config), as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

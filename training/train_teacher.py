@@ -1,0 +1,133 @@
+"""Train a small latent diffusion teacher on the latents of a frozen first stage, its text tower or classes jointly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..spectral import checkpoint, conditioning
+from ..spectral.config import ConditioningConfig, ModelConfig, ScheduleConfig, UNetConfig
+from ..spectral.diffusion import Schedule
+from ..spectral.errors import SpectralError
+from ..spectral.unet import UNet
+from . import cli
+from .conditions import Conditions
+from .data import DataConfig, ImageSet, load
+from .loop import RunConfig, fit
+from .run import describe, summary
+from .sample import preview_rows
+from .train_autoencoder import latents
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Configuration of `train-teacher`.
+
+    Args:
+        run: steps, batch size, output folder and the like.
+        autoencoder: a file of `train-autoencoder`, or any checkpoint with a first stage.
+        unet: the architecture; conv-resampled, as LDM's.
+        data: the images.
+        conditioning: "none", "class" (subgroups), or "text" (captions; the tower is trained along).
+        schedule: of the noise.
+        dropout: how often the condition is replaced by the null one, for classifier-free guidance.
+        title: of the exported file.
+    """
+
+    run: RunConfig
+    autoencoder: Path
+    unet: UNetConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    dropout: float = 0.1
+    title: str = "Small LDM teacher"
+
+
+class DenoisingTask(nn.Module):
+    """L_DDPM (Eq. 3) of one batch of latents, through a U-Net and its conditioner."""
+
+    def __init__(self, config: TeacherConfig, x_0: Tensor, conditions: Conditions) -> None:
+        super().__init__()
+        self.x_0, self.conditions, self.dropout = x_0, conditions, config.dropout
+        self.schedule = Schedule.from_config(config.schedule)
+        self.unet = UNet(config.unet)
+        self.conditioner = conditioning.build(config.conditioning)
+
+    def forward(self, indices: Tensor) -> dict[str, Tensor]:
+        device = next(self.parameters()).device
+        x_0 = self.x_0[indices.cpu()].to(device)
+        t = torch.randint(self.schedule.steps, (len(x_0),), device=device)
+        noise = torch.randn_like(x_0)
+        context = self.conditions.context(self.conditioner, indices, self.dropout)
+        prediction = self.unet(self.schedule.q_sample(x_0, t, noise), t, context)
+        return {"loss": F.mse_loss(prediction.float(), self.schedule.target(x_0, t, noise))}
+
+
+def open_first_stage(path: Path) -> checkpoint.Checkpoint:
+    """A checkpoint that has a first stage.
+
+    Raises:
+        SpectralError: it has none, or the file cannot be read.
+    """
+    opened = checkpoint.load(path)
+    if opened.first_stage is None:
+        raise SpectralError(f"{path} holds no first stage; give a file of train-autoencoder, or a whole checkpoint.")
+    return opened
+
+
+def train(config: TeacherConfig) -> dict[str, Any]:
+    """Train, and export `RUN/teacher.safetensors`; returns its path and the last statistics.
+
+    Raises:
+        SpectralError: the configuration does not fit the first stage or the data.
+    """
+    base = open_first_stage(config.autoencoder)
+    assert base.first_stage is not None and base.config.first_stage is not None
+    channels = base.config.first_stage.embed_dim
+    if (config.unet.in_channels, config.unet.out_channels) != (channels, channels):
+        raise SpectralError(f"The first stage has {channels} latent channels; set unet.in_channels and out_channels to it.")
+    data = load(config.data)
+    config = replace(config, conditioning=with_classes(config.conditioning, data))
+    describe(config, config.run.out)
+    x_0 = latents(base.first_stage, data) * base.config.scale_factor
+    task = DenoisingTask(config, x_0, Conditions(config.conditioning, data))
+    about = ModelConfig(
+        "teacher", config.unet, base.config.first_stage, config.conditioning, config.schedule, base.config.scale_factor
+    )
+
+    def preview(path: Path) -> None:
+        preview_rows(about, task.unet, base.first_stage, task.conditioner, data, path)
+
+    statistics = fit(task, data, config.run, preview)
+    path = config.run.out / "teacher.safetensors"
+    training = summary(config, statistics, len(data)) | {"autoencoder": base.config.training}
+    about = replace(about, training=training)
+    parts = {"unet": task.unet, "first_stage": base.first_stage, "conditioner": task.conditioner}
+    checkpoint.save(path, about, **parts, dtype=torch.float16, title=config.title)
+    return {"path": str(path), **statistics}
+
+
+def with_classes(config: ConditioningConfig, data: ImageSet) -> ConditioningConfig:
+    """For classes: the data's subgroups as names, and one more class for "none of them"."""
+    if config.kind != "class" or config.class_names:
+        return config
+    names = tuple(sorted(set(data.subgroups)))
+    return replace(config, class_names=names, n_classes=len(names) + 1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `train-teacher`."""
+    config, as_json = cli.parse_config(TeacherConfig, argv, "train-teacher", __doc__)
+    cli.report(train(config), as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
