@@ -21,6 +21,13 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) ->
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all its parameters 0: a residual branch that starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class SelfAttention(nn.Module):
     """LDM's AttentionBlock: x + proj(attention(qkv(norm(x)))) over all cells.
 
@@ -33,9 +40,7 @@ class SelfAttention(nn.Module):
         self.heads, self.attention = heads, make.attention
         self.norm = make.norm(channels)
         self.qkv = make.linear(channels, 3 * channels)
-        self.proj_out = make.linear(channels, channels)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.proj_out = zeroed(make.linear(channels, channels))
         self.register_state_dict_post_hook(_add_axis)
         self.register_load_state_dict_pre_hook(_drop_axis)
 
@@ -96,7 +101,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, make: Layers) -> None:
         super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels, make), nn.Identity(), make.linear(4 * channels, channels))
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels, make), nn.Identity(), make.linear(4 * channels, channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -139,9 +146,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads, context_dim, make) for _ in range(depth)
         )
-        self.proj_out = project(channels, channels)
-        for parameter in self.proj_out.parameters():
-            nn.init.zeros_(parameter)
+        self.proj_out = zeroed(project(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = self.norm(x)

@@ -84,6 +84,8 @@ class Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
         super().__init__()
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
         self.block = nn.ModuleList(ResnetBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
         self.attn = nn.ModuleList(AttnBlock(outputs) for _ in range(blocks if attention else 0))
 
@@ -130,7 +132,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-            if hasattr(level, "downsample"):
+            if level.downsample is not None:
                 x = level.downsample(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
@@ -159,7 +161,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-            if hasattr(level, "upsample"):
+            if level.upsample is not None:
                 x = level.upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 

@@ -79,9 +79,13 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
     config = _read_config(path, metadata)
     for name, tensor in tensors.items():
         if not name.startswith((UNET, FIRST_STAGE, CONDITIONER)):
-            raise SpectralError(f"{path.name} holds a tensor {name!r} that belongs to no part of a model; re-export it.")
+            raise SpectralError(
+                f"{path.name} holds a tensor {name!r} that belongs to no part of a model; re-export it."
+            )
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise SpectralError(f"{path.name}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16.")
+            raise SpectralError(
+                f"{path.name}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16."
+            )
     return CheckpointFile(path, config, tensors, metadata)
 
 
@@ -204,12 +208,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SpectralError(f"{path.name} is not a .safetensors file, the only kind of checkpoint that opens here.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, dict(file.metadata() or {})
     except OSError as error:
-        raise SpectralError(f"{path.name} cannot be opened ({error.strerror or error}); check its permissions.") from error
+        raise SpectralError(
+            f"{path.name} cannot be opened ({error.strerror or error}); check its permissions."
+        ) from error
     except SafetensorError as error:
         raise SpectralError(
-            f"{path.name} is damaged or not a safetensors file ({_reason(path, str(error))}); download or export it again."
+            f"{path.name} is damaged or not a safetensors file ({_reason(path, str(error))}); "
+            "download or export it again."
         ) from error
 
 
@@ -231,10 +238,13 @@ def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
     try:
         data: Any = json.loads(metadata[METADATA_KEY])
     except (json.JSONDecodeError, RecursionError) as error:
-        raise SpectralError(f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again.") from error
+        raise SpectralError(
+            f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
+        ) from error
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SpectralError(
-            f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; update Spectral Diffusion."
+            f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; "
+            "update Spectral Diffusion."
         )
     return from_dict(ModelConfig, data, f"{path.name}: its description")

@@ -1,4 +1,4 @@
-"""How large a network is, counted as the paper counts: parameters, and multiply-adds of convolutions and linear layers."""
+"""How large a network is, as the paper counts it: parameters, and multiply-adds of convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         total += output.numel() * layer.weight[0].numel()
 
-    hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    hooks = [
+        layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
     try:
         with torch.no_grad():
             module(*inputs)

@@ -83,7 +83,7 @@ class Schedule:
         """
         if not 1 <= steps <= self.steps:
             raise SpectralError(f"DDIM can take 1 to {self.steps} steps of this schedule, not {steps}.")
-        return (torch.arange(0, self.steps, self.steps // steps) + 1).clamp_(max=self.steps - 1).unique()
+        return (torch.arange(0, self.steps, self.steps // steps) + 1).clamp_(max=self.steps - 1).unique_consecutive()
 
 
 def guided(denoise: Denoise, guidance: float, cond: Tensor | None, uncond: Tensor | None) -> Denoise:
@@ -91,7 +91,9 @@ def guided(denoise: Denoise, guidance: float, cond: Tensor | None, uncond: Tenso
     if guidance == 1.0 or uncond is None:
         return lambda x, t, context=None: denoise(x, t, cond)
     if cond is None:
-        raise SpectralError("Guidance other than 1 needs a conditioning to steer towards; give cond, or set guidance to 1.")
+        raise SpectralError(
+            "Guidance other than 1 needs a conditioning to steer towards; give cond, or set guidance to 1."
+        )
     both = torch.cat([uncond.expand(len(cond), -1, -1), cond])
 
     def denoise_both(x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
 from . import autoencoder
 from .autoencoder import FirstStage
@@ -132,7 +131,9 @@ def config(name: str) -> ModelConfig:
         known = ", ".join(PRESETS)
         raise SpectralError(f"There is no preset {name!r}; expected one of {known}, then -teacher, -lite or -student.")
     preset = PRESETS[base]
-    unet = preset.unet if role == "teacher" else slim(preset.unet, preset.slim, "wavelet" if role == "student" else "conv")
+    unet = (
+        preset.unet if role == "teacher" else slim(preset.unet, preset.slim, "wavelet" if role == "student" else "conv")
+    )
     return ModelConfig(
         kind=next(known for known in ROLES if known == role),
         unet=unet,

@@ -25,7 +25,8 @@ class TextAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
@@ -58,6 +59,38 @@ class TextLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class TextEmbeddings(nn.Module):
+    """Token plus position."""
+
+    def __init__(self, config: ConditioningConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(VOCABULARY, config.width)
+        self.position_embedding = nn.Embedding(config.context_length, config.width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.01)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+
+
+class TextModel(nn.Module):
+    """Embeddings, layers, final normalisation."""
+
+    def __init__(self, config: ConditioningConfig) -> None:
+        super().__init__()
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(TextLayer(config.width, config.heads) for _ in range(config.layers))}
+        )
+        self.final_layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embeddings(tokens)
+        for layer in self.encoder["layers"].children():
+            x = layer(x)
+        return self.final_layer_norm(x)
+
+
 class TextTower(nn.Module):
     """Token ids [B, T] → states after the final normalisation, [B, T, width].
 
@@ -66,21 +99,7 @@ class TextTower(nn.Module):
 
     def __init__(self, config: ConditioningConfig) -> None:
         super().__init__()
-        model = nn.Module()
-        model.embeddings = nn.Module()
-        model.embeddings.token_embedding = nn.Embedding(VOCABULARY, config.width)
-        model.embeddings.position_embedding = nn.Embedding(config.context_length, config.width)
-        model.encoder = nn.Module()
-        model.encoder.layers = nn.ModuleList(TextLayer(config.width, config.heads) for _ in range(config.layers))
-        model.final_layer_norm = nn.LayerNorm(config.width)
-        self.transformer = nn.Module()
-        self.transformer.text_model = model
-        nn.init.normal_(model.embeddings.token_embedding.weight, std=0.02)
-        nn.init.normal_(model.embeddings.position_embedding.weight, std=0.01)
+        self.transformer = nn.ModuleDict({"text_model": TextModel(config)})
 
     def forward(self, tokens: Tensor) -> Tensor:
-        model = self.transformer.text_model
-        x = model.embeddings.token_embedding(tokens) + model.embeddings.position_embedding.weight[: tokens.shape[1]]
-        for layer in model.encoder.layers:
-            x = layer(x)
-        return model.final_layer_norm(x)
+        return self.transformer["text_model"](tokens)

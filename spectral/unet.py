@@ -7,7 +7,7 @@ caller may give, so that the same network runs in training and as a native Comfy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attention, SelfAttention, SpatialTransformer, scaled_dot_product_attention
+from .attention import Attention, SelfAttention, SpatialTransformer, scaled_dot_product_attention, zeroed
 from .config import UNetConfig
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
@@ -124,7 +124,7 @@ class ResBlock(nn.Module):
             self.h_upd, self.x_upd = resample(), resample()
         self.emb_layers = nn.Sequential(nn.SiLU(), make.linear(embedding, outputs * (2 if scale_shift else 1)))
         # The Identity stands where LDM has its (never used) dropout: the keys count positions.
-        last = _zeroed(make.conv(outputs, outputs))
+        last = zeroed(make.conv(outputs, outputs))
         self.out_layers = nn.Sequential(make.norm(outputs), nn.SiLU(), nn.Identity(), last)
         self.skip_connection = nn.Identity() if inputs == outputs else make.conv(inputs, outputs, kernel=1)
 
@@ -170,6 +170,13 @@ class Block(nn.Sequential):
         return last(h) if isinstance(last, (ConvDown, WaveletDown)) else h
 
 
+class Blocks(nn.ModuleList):
+    """A list of blocks."""
+
+    def __iter__(self) -> Iterator[Block]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]
+
+
 class UNet(nn.Module):
     """LDM's U-Net: predicts the noise (or velocity) in a latent.
 
@@ -207,11 +214,13 @@ class UNet(nn.Module):
         widths = self._build_down(make)
         channels = widths[-1]
         self.middle_block = Block(
-            self._residual(channels, channels, make), self._attend(channels, make), self._residual(channels, channels, make)
+            self._residual(channels, channels, make),
+            self._attend(channels, make),
+            self._residual(channels, channels, make),
         )
         self.taps["middle", 0] = Tap("middle", len(config.channel_mult) - 1)
         self._build_up(widths, make)
-        self.out = nn.Sequential(make.norm(width), nn.SiLU(), _zeroed(make.conv(width, config.out_channels)))
+        self.out = nn.Sequential(make.norm(width), nn.SiLU(), zeroed(make.conv(width, config.out_channels)))
 
     def _residual(self, inputs: int, outputs: int, make: Layers, resample: Any = None) -> ResBlock:
         return ResBlock(inputs, outputs, self.embedding_width, make, self.config.use_scale_shift_norm, resample)
@@ -243,7 +252,7 @@ class UNet(nn.Module):
     def _build_down(self, make: Layers) -> list[int]:
         """Fill `input_blocks`; returns the width that each of them leaves as a skip."""
         config, channels = self.config, self.config.model_channels
-        self.input_blocks = nn.ModuleList([Block(make.conv(config.in_channels, channels))])
+        self.input_blocks = Blocks([Block(make.conv(config.in_channels, channels))])
         widths = [channels]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
@@ -263,7 +272,7 @@ class UNet(nn.Module):
         """Fill `output_blocks`, each taking one skip."""
         config, channels = self.config, widths[-1]
         widths = list(widths)
-        self.output_blocks = nn.ModuleList()
+        self.output_blocks = Blocks()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             for index in range(config.num_res_blocks + 1):
                 layers: list[nn.Module] = [self._residual(channels + widths.pop(), mult * config.model_channels, make)]
@@ -323,12 +332,6 @@ class UNet(nn.Module):
 def _size(skips: list[Tensor]) -> tuple[int, int] | None:
     """Height and width of the skip that comes next."""
     return (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
-
-
-def _zeroed(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def check(config: UNetConfig) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +29,15 @@ def tokenize(texts: Sequence[str], length: int = 77) -> Tensor:
     return torch.tensor(rows)
 
 
-_cache: list = []  # the tokenizer, once made, and the operator library that must stay alive beside it
+@functools.cache
+def _tokenizer() -> Any:
+    declare_torchvision_operators()
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
-def _tokenizer():  # type: ignore[no-untyped-def]
-    if not _cache:
-        declare_torchvision_operators()
-        from open_clip.tokenizer import SimpleTokenizer
-
-        _cache.append(SimpleTokenizer())
-    return _cache[0]
-
-
+#: What is declared stays so only as long as its library lives.
 _libraries: list[torch.library.Library] = []
 
 

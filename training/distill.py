@@ -1,6 +1,6 @@
 """Distil a wavelet-gated student from a latent diffusion teacher (Section 5.2).
 
-L = L_DDPM + λ_s L_spatial + λ_f L_freq. With both λ at 0 and `resampler: conv` this trains the paper's Lite-LDM baseline.
+L = L_DDPM + λ_s L_spatial + λ_f L_freq. With both λ at 0 and `resampler: conv` this trains Lite-LDM, the baseline.
 """
 
 from __future__ import annotations
@@ -98,7 +98,12 @@ class DistillTask(nn.Module):
     """The three losses of one batch of latents. The student and the aligning 1×1 convolutions A_i are trained."""
 
     def __init__(
-        self, student: UNetConfig, teacher: checkpoint.Checkpoint, x_0: Tensor, conditions: Conditions, config: DistillConfig
+        self,
+        student: UNetConfig,
+        teacher: checkpoint.Checkpoint,
+        x_0: Tensor,
+        conditions: Conditions,
+        config: DistillConfig,
     ) -> None:
         super().__init__()
         assert teacher.unet is not None
@@ -106,7 +111,7 @@ class DistillTask(nn.Module):
         self.schedule: Schedule = teacher.schedule
         self.student = UNet(student)
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
-        self._frozen = (teacher.unet, teacher.conditioner)
+        self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
         self.distils = config.loss.spatial > 0 or config.loss.frequency > 0
         widths = teacher.unet.tap_channels() if self.distils else {}
         self.taps = [tap for tap in widths if getattr(config.loss.taps, tap.path)]
@@ -115,7 +120,10 @@ class DistillTask(nn.Module):
 
     def forward(self, indices: Tensor) -> dict[str, Tensor]:
         device = next(self.parameters()).device
-        teacher, conditioner = (module and module.to(device) for module in self._frozen)
+        teacher, conditioner = self._frozen
+        for frozen in self._frozen:
+            if frozen is not None:
+                frozen.to(device)
         x_0 = self.x_0[indices.cpu()].to(device)
         t = torch.randint(self.schedule.steps, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
@@ -197,7 +205,9 @@ def train(config: DistillConfig) -> dict[str, Any]:
     return {"path": str(path), **statistics}
 
 
-def export(path: Path, about: ModelConfig, student: nn.Module, teacher: checkpoint.Checkpoint, config: DistillConfig) -> None:
+def export(
+    path: Path, about: ModelConfig, student: nn.Module, teacher: checkpoint.Checkpoint, config: DistillConfig
+) -> None:
     """Write the student's file, in float16, with the teacher's first stage and conditioner beside its U-Net."""
     if any(not math.isfinite(value) for value in about.training["statistics"].values()):
         raise SpectralError("The training ended in numbers that are not finite; nothing was exported. Lower run.lr.")

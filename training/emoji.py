@@ -46,7 +46,9 @@ def build(out: Path, size: int = 64, pictures: Path | None = None, names: Path |
         images = _images(pictures, size, set(records))
     members = [(code, image, records[code]) for code, image in sorted(images.items())]
     if not members:
-        raise SpectralError(f"No emoji of {names.name} has a picture in {pictures.name}; expected {NAMES} and {PICTURES}.")
+        raise SpectralError(
+            f"No emoji of {names.name} has a picture in {pictures.name}; expected {NAMES} and {PICTURES}."
+        )
     _write_shard(out, members)
     groups = {record["group"] for _, _, record in members}
     return {"images": len(members), "groups": len(groups), "bytes": out.stat().st_size, "path": str(out)}

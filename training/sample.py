@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ..spectral import diffusion
+from ..spectral import checkpoint, diffusion
 from ..spectral.checkpoint import Checkpoint
 from ..spectral.config import ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from . import figures
+from . import cli, figures
 from .conditions import tokenize
 from .data import ImageSet
 
@@ -43,7 +45,9 @@ def _label(config: ModelConfig, prompt: str) -> int:
         return names.index(prompt)
     if prompt.isdecimal() and int(prompt) < count:
         return int(prompt)
-    raise SpectralError(f"No class {prompt!r}: expected 0 to {count - 1}{' or one of ' + ', '.join(names) if names else ''}.")
+    raise SpectralError(
+        f"No class {prompt!r}: expected 0 to {count - 1}{' or one of ' + ', '.join(names) if names else ''}."
+    )
 
 
 @torch.no_grad()
@@ -126,3 +130,44 @@ def preview_rows(
     prompts = {"text": data.captions, "class": data.subgroups}.get(config.conditioning.kind, ("",) * len(data))
     samples = sample(config, unet, first_stage, conditioner, [prompts[i] for i in chosen], steps=25)
     figures.save_grid({"data": (data.floats(chosen) + 1) / 2, config.kind: samples}, path)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `sample`."""
+    parser = cli.Parser("sample", "Make images with a checkpoint: one for each prompt.")
+    parser.add_argument("checkpoint", type=Path, help="a student, Lite or teacher (.safetensors)")
+    parser.add_argument("prompts", nargs="*", help="texts, class names or class numbers; none for unconditional models")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for the images and their grid")
+    parser.add_argument("--count", type=int, default=1, help="images of each prompt")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--guidance", type=float, default=2.0, help="weight of classifier-free guidance; 1 is none")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    if arguments.count < 1:
+        raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
+    opened = checkpoint.load(arguments.checkpoint)
+    prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
+    options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size")}
+    images = sample_checkpoint(opened, prompts, **options)
+    paths = write_images(images, arguments.out)
+    grid = arguments.out / "grid.png"
+    rows = {prompt: images[[i for i, own in enumerate(prompts) if own == prompt]] for prompt in dict.fromkeys(prompts)}
+    figures.save_grid(rows, grid)
+    cli.report({"images": [str(path) for path in paths], "grid": str(grid)}, arguments.json)
+
+
+def write_images(images: Tensor, folder: Path) -> list[Path]:
+    """Write [N, 3, H, W] in [0, 1] as 000.png, 001.png, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, image in enumerate(images):
+        pixels = (image.movedim(0, -1) * 255).round().to(torch.uint8).numpy()
+        paths.append(folder / f"{index:03d}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

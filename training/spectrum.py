@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
+from . import cli
 from .data import EMOJI64, IMAGE_SUFFIXES
 
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
@@ -204,3 +206,27 @@ def _members(shard: Path, archives: ExitStack) -> Iterator[_Picture]:
     for member in members:
         if Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
             yield _Picture(f"{shard}:{member.name}", partial(archive.extractfile, member))
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `spectrum`."""
+    parser = cli.Parser("spectrum", __doc__)
+    parser.add_argument("paths", nargs="*", help="images, folders of images, .tar shards, or emoji64")
+    parser.add_argument("--compare", nargs=2, metavar=("REFERENCE", "OTHER"), help="two such places, to compare them")
+    parser.add_argument("--cutoff", type=float, default=28.0, help="between low and high band, in cycles per image")
+    parser.add_argument("--window", choices=["hann", "none"], default="hann", help="none: for images without a seam")
+    parser.add_argument("--gray", action="store_true", help="measure the luma instead of the mean over the colours")
+    parser.add_argument("--low", type=float, help="lower end of the slope's range, cycles per pixel (4 per image)")
+    parser.add_argument("--high", type=float, default=0.375, help="upper end of it; 0.5 is the Nyquist frequency")
+    parser.add_argument("--plot", type=Path, help="also draw the spectra into this .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = vars(parser.parse_args(argv))
+    as_json = arguments.pop("json")
+    result = run(**arguments)
+    if not as_json:
+        result = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    cli.report(result, as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

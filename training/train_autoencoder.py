@@ -1,4 +1,4 @@
-"""Train an LDM first stage (KL) on images: L1 in pixels, L1 in frequency, and a light pull of the posterior to N(0, 1)."""
+"""Train an LDM first stage (KL) on images: L1 of pixels and of spectra, and a pull of the posterior to N(0, 1)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
         SpectralError: no data, or an architecture that this kit does not train (VQ).
     """
     if config.first_stage.kind != "kl":
-        raise SpectralError("train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only).")
+        raise SpectralError(
+            "train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only)."
+        )
     data = load(config.data)
     describe(config, config.run.out)
     task = AutoencoderTask(config, data)

@@ -93,7 +93,9 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     assert base.first_stage is not None and base.config.first_stage is not None
     channels = base.config.first_stage.embed_dim
     if (config.unet.in_channels, config.unet.out_channels) != (channels, channels):
-        raise SpectralError(f"The first stage has {channels} latent channels; set unet.in_channels and out_channels to it.")
+        raise SpectralError(
+            f"The first stage has {channels} latent channels; set unet.in_channels and out_channels to it."
+        )
     data = load(config.data)
     config = replace(config, conditioning=with_classes(config.conditioning, data))
     describe(config, config.run.out)
@@ -110,8 +112,15 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     path = config.run.out / "teacher.safetensors"
     training = summary(config, statistics, len(data)) | {"autoencoder": base.config.training}
     about = replace(about, training=training)
-    parts = {"unet": task.unet, "first_stage": base.first_stage, "conditioner": task.conditioner}
-    checkpoint.save(path, about, **parts, dtype=torch.float16, title=config.title)
+    checkpoint.save(
+        path,
+        about,
+        unet=task.unet,
+        first_stage=base.first_stage,
+        conditioner=task.conditioner,
+        dtype=torch.float16,
+        title=config.title,
+    )
     return {"path": str(path), **statistics}
 
 

@@ -70,10 +70,14 @@ def unet_config(channels: int, condition: ConditioningConfig) -> UNetConfig:
 
 
 def randomized(module: nn.Module | None, seed: int) -> nn.Module | None:
-    """The module with every matrix drawn anew, also those that are zero at the start of training."""
+    """The module with every parameter drawn anew, also those that are zero at the start of training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters() if module is not None else ():
+        for name, parameter in module.named_parameters() if module is not None else ():
+            drawn = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5)
+                parameter.copy_(drawn * parameter[0].numel() ** -0.5)
+            else:
+                # A norm's weight is near 1, a bias near 0.
+                parameter.copy_(0.02 * drawn + float(name.endswith("weight")))
     return module

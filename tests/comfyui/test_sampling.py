@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral.diffusion import guided
 
 from . import prompts
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, node
@@ -43,6 +47,38 @@ def test_the_prompt_and_its_weights_matter(comfy: ComfyServer) -> None:
     first, second, weighted = (pictures(comfy, prompts.generate("text", text=text))[0] for text in texts)
     assert not np.array_equal(first, second)
     assert not np.array_equal(second, weighted)
+
+
+@pytest.mark.parametrize("kind", ["text", "class", "none", "vq"])
+def test_one_step_is_what_the_library_computes(comfy: ComfyServer, kind: str) -> None:
+    prompt = prompts.generate(kind, seed=3, steps=1, batch_size=2)
+    prompt[SAMPLER]["inputs"] |= {"sampler_name": "euler", "scheduler": "normal", "cfg": 2.0}
+    loaded = checkpoint.load(comfy.distribution.base / "models" / "spectral_diffusion" / f"{kind}.safetensors")
+    assert loaded.unet is not None and loaded.config.unet is not None
+    positive, negative = contexts(loaded.conditioner, kind)
+    noise = torch.randn(2, loaded.config.unet.in_channels, 16, 16, generator=torch.manual_seed(3))
+    with torch.no_grad():
+        last = torch.tensor([999, 999])
+        epsilon = guided(loaded.unet, 2.0, positive, negative)(noise, last)
+        # From pure noise at t = 999 to the denoised latent: x_T = noise · √(1 + σ²) in units where x = x_0 + σ ε.
+        alpha = loaded.schedule.alphas_cumprod[999].item()
+        expected = noise / alpha**0.5 - epsilon * ((1 - alpha) / alpha) ** 0.5
+    found = latent(comfy, prompt, [SAMPLER, 0]) * loaded.config.scale_factor
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+
+
+def contexts(conditioner: nn.Module | None, kind: str) -> tuple[Tensor | None, Tensor | None]:
+    """What `prompts.generate` conditions on, positive and negative, as the library makes it."""
+    if conditioner is None:
+        return None, None
+    asked, empty = torch.tensor([3]), torch.tensor([10])
+    if kind == "text":
+        # CLIP's tokens of "a red apple", and of the empty text.
+        asked, empty = (
+            torch.tensor([[49406, *words] + [49407] * (76 - len(words))]) for words in ([320, 736, 3055], [])
+        )
+    with torch.no_grad():
+        return conditioner(asked).expand(2, -1, -1), conditioner(empty).expand(2, -1, -1)
 
 
 def test_progress_and_previews_arrive(comfy: ComfyServer) -> None:

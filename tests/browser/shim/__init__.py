@@ -1,0 +1,90 @@
+"""For tests only: lets the modern page talk to the ComfyUI of March 2024.
+
+That server knows neither the /api prefix nor a handful of questions that today's page asks at its start. This pack,
+put into the server's custom_nodes, answers them and serves the page from the installed comfyui-frontend-package.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import comfyui_frontend_package
+import nodes
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+#: What the page asks and the old server does not know, with the answer that means "nothing special".
+EMPTY: dict[str, Any] = {
+    "/features": {},
+    "/i18n": {},
+    "/workflow_templates": {},
+    "/experiment/models": [],
+    "/global_subgraphs": {},
+    "/node_replacements": {},
+    "/userdata": [],
+    "/v2/userdata": [],
+    "/jobs": {"jobs": [], "pagination": {"offset": 0, "limit": 0, "total": 0, "has_more": False}},
+}
+
+
+def answer(data: Any) -> Handler:
+    """A handler that always says the same."""
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        return web.json_response(data)
+
+    return handler
+
+
+async def object_info(_request: web.Request) -> web.StreamResponse:
+    """Every node as a modern server describes it."""
+    return web.json_response({name: describe(name) for name in nodes.NODE_CLASS_MAPPINGS})
+
+
+def describe(name: str) -> dict[str, Any]:
+    """One node: what the old server says, and the order of the inputs, the module and the tooltips."""
+    node: Any = nodes.NODE_CLASS_MAPPINGS[name]
+    inputs = node.INPUT_TYPES()
+    return {
+        "input": inputs,
+        "input_order": {group: list(entries) for group, entries in inputs.items()},
+        "output": node.RETURN_TYPES,
+        "output_is_list": getattr(node, "OUTPUT_IS_LIST", [False] * len(node.RETURN_TYPES)),
+        "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES),
+        "output_tooltips": getattr(node, "OUTPUT_TOOLTIPS", []),
+        "name": name,
+        "display_name": nodes.NODE_DISPLAY_NAME_MAPPINGS.get(name, name),
+        "description": getattr(node, "DESCRIPTION", ""),
+        "python_module": "custom_nodes.spectral" if name.startswith("SpectralDiffusion") else "nodes",
+        "category": getattr(node, "CATEGORY", "sd"),
+        "output_node": getattr(node, "OUTPUT_NODE", False),
+    }
+
+
+async def system_stats(_request: web.Request) -> web.StreamResponse:
+    """Just enough for the page's About panel."""
+    system = {"os": "posix", "comfyui_version": "0.0.0", "python_version": "", "argv": [], "ram_total": 0, "ram_free": 0}
+    return web.json_response({"system": {**system, "embedded_python": False, "pytorch_version": ""}, "devices": []})
+
+
+def install(server: Any) -> None:
+    """Add the missing routes to the server, which has not started yet, and point it to the modern page."""
+    server.web_root = str(importlib.resources.files(comfyui_frontend_package) / "static")
+    known = web.RouteTableDef()
+    server.user_manager.add_routes(known)
+    special = {"/object_info": object_info, "/system_stats": system_stats}
+    special |= {path: answer(data) for path, data in EMPTY.items()}
+    for path, handler in special.items():
+        server.routes.get(f"/api{path}")(handler)
+    for route in (*server.routes, *known):
+        if isinstance(route, web.RouteDef) and not route.path.startswith("/api") and route.path not in special:
+            server.routes.route(route.method, f"/api{route.path}")(route.handler)
+
+
+install(PromptServer.instance)

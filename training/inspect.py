@@ -1,0 +1,94 @@
+"""What a checkpoint, a preset or a published teacher is: architecture, size, latent, conditioning, schedule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..spectral import autoencoder, checkpoint, conditioning, presets
+from ..spectral.config import ModelConfig, to_dict
+from ..spectral.counting import parameters, unet_macs
+from ..spectral.errors import SpectralError
+from ..spectral.unet import UNet
+from . import cli
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Everything about a model that its configuration tells. MACs are convolutions and linear layers, batch 1."""
+    with torch.device("meta"):
+        unet = UNet(config.unet) if config.unet else None
+        first_stage = autoencoder.build(config.first_stage) if config.first_stage else None
+        conditioner = conditioning.build(config.conditioning)
+    about = to_dict(config)
+    return {
+        "kind": config.kind,
+        "preset": config.preset,
+        "params": parameters(unet if unet is not None else first_stage),
+        "macs": unet_macs(config) if unet is not None else None,
+        "latent": _latent(config),
+        "first_stage": about["first_stage"] and {**about["first_stage"], "params": parameters(first_stage)},
+        "conditioning": {**about["conditioning"], "params": parameters(conditioner)},
+        "schedule": about["schedule"],
+        "unet": about["unet"],
+        "teacher_sha256": config.teacher_sha256,
+    }
+
+
+def _latent(config: ModelConfig) -> dict[str, Any] | None:
+    """Channels and side of the latent that the model was trained at, and the side of the images that it stands for."""
+    factor = config.first_stage.downscale if config.first_stage else None
+    if config.unet is not None:
+        channels, size = config.unet.in_channels, config.unet.image_size
+    elif config.first_stage is not None and factor is not None:
+        channels, size = config.first_stage.embed_dim, config.first_stage.resolution // factor
+    else:
+        return None
+    image_size = size * factor if factor else None
+    return {"channels": channels, "size": size, "image_size": image_size, "scale_factor": config.scale_factor}
+
+
+def inspect(path: Path | None, preset: str | None, teacher: str | None) -> dict[str, Any]:
+    """Describe the one thing that is given.
+
+    Raises:
+        SpectralError: none or several are given, or the one is unknown or unreadable.
+    """
+    if sum(given is not None for given in (path, preset, teacher)) != 1:
+        raise SpectralError("inspect takes one of: the path of a checkpoint, --preset NAME, or --teacher NAME.")
+    if path is None:
+        return describe(presets.config(preset if preset is not None else f"{teacher}-teacher"))
+    file = checkpoint.load(path).file
+    modelspec = {k.removeprefix("modelspec."): v for k, v in file.metadata.items() if k.startswith("modelspec.")}
+    return {
+        **describe(file.config),
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": file.sha256,
+        "modelspec": modelspec,
+        "training": file.config.training,
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `inspect`."""
+    parser = cli.Parser("inspect", __doc__)
+    parser.add_argument("path", nargs="?", type=Path, help="a checkpoint (.safetensors)")
+    parser.add_argument("--preset", help=f"{', '.join(presets.PRESETS)}; each with -teacher, -lite or -student")
+    parser.add_argument("--teacher", help="a published LDM teacher: one of the same names, without an ending")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    result = inspect(arguments.path, arguments.preset, arguments.teacher)
+    if not arguments.json:
+        result = {key: value for key, value in result.items() if value is not None and key != "training"}
+        for key in ("params", "macs"):
+            if key in result:
+                result[key] = f"{result[key]:,}"
+    cli.report(result, arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
