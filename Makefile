@@ -39,7 +39,7 @@ $(VENV)/train: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[train,dev]"
+	$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/train
 
 clean:

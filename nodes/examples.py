@@ -44,13 +44,23 @@ class ExampleImages:
 
     def load(self, images: str, count: int) -> tuple[Tensor]:
         """[count, side, side, 3] in [0, 1]."""
-        tiles = _tiles(FOLDER / f"{images}.webp")
-        return (tiles[torch.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().long()],)
+        return (_spread(FOLDER / f"{images}.webp", count),)
 
 
 def names() -> list[str]:
     """The sheets that there are."""
     return sorted(path.stem for path in FOLDER.glob("*.webp"))
+
+
+def colourful(count: int) -> Tensor:
+    """A few pictures of every colour, [count, 64, 64, 3] in [0, 1], for what must be fitted to some image or other."""
+    return _spread(FOLDER / "emoji-64.webp", count)
+
+
+def _spread(path: Path, count: int) -> Tensor:
+    """`count` tiles of a sheet, evenly spread over it."""
+    tiles = _tiles(path)
+    return tiles[torch.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().long()]
 
 
 def _tiles(path: Path) -> Tensor:

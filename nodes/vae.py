@@ -14,6 +14,7 @@ from ..spectral import autoencoder, checkpoint
 from ..spectral.checkpoint import FIRST_STAGE, CheckpointFile
 from ..spectral.config import FirstStageConfig
 from ..spectral.errors import SpectralError
+from . import examples
 from .model import RgbFactors
 
 #: The smallest autoencoder that core builds; ours takes its place.
@@ -66,20 +67,17 @@ def build(stage: autoencoder.FirstStage) -> Any:
 
 
 def rgb_factors(stage: autoencoder.FirstStage, scale_factor: float) -> RgbFactors:
-    """Fit the colour of a decoded patch to the latent cell beneath it, by least squares over a few random latents.
+    """Fit the colour under each latent cell to the cell, by least squares over a few of the pack's own pictures.
 
     Args:
         stage: first stage in float32 on the CPU.
-        scale_factor: latents that the U-Net sees, of about unit variance, are first-stage latents × this.
+        scale_factor: latents that the U-Net sees are first-stage latents × this.
     """
-    channels = stage.config.embed_dim
-    noise = torch.Generator().manual_seed(0)
-    coarse = torch.randn(6, channels, 3, 3, generator=noise)
-    latents = F.interpolate(coarse, size=(8, 8), mode="bilinear") * 1.5
+    pictures = examples.colourful(8).movedim(-1, 1) * 2 - 1
     with torch.no_grad():
-        images = stage.decode(latents / scale_factor)
-    colours = F.adaptive_avg_pool2d(images, (8, 8)).movedim(1, -1).reshape(-1, 3).clamp(-1, 1)
-    cells = latents.movedim(1, -1).reshape(-1, channels)
+        latents = stage.encode(pictures) * scale_factor
+    colours = F.adaptive_avg_pool2d(pictures, (latents.shape[2], latents.shape[3])).movedim(1, -1).reshape(-1, 3)
+    cells = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     design = torch.cat((cells, torch.ones(len(cells), 1)), dim=1)
     solution = torch.linalg.lstsq(design, colours).solution
     return RgbFactors(solution[:-1].tolist(), solution[-1].tolist())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FirstStageConfig
+from .errors import SpectralError
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -131,6 +132,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
+            assert isinstance(level, Level)
             x = level(x)
             if level.downsample is not None:
                 x = level.downsample(x)
@@ -160,6 +162,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
+            assert isinstance(level, Level)
             x = level(x)
             if level.upsample is not None:
                 x = level.upsample(x)
@@ -192,6 +195,7 @@ class FirstStage(nn.Module):
 
     def __init__(self, config: FirstStageConfig) -> None:
         super().__init__()
+        check(config)
         double = 2 if config.kind == "kl" else 1
         self.config = config
         self.encoder = Encoder(config)
@@ -229,8 +233,7 @@ class AutoencoderVQ(FirstStage):
 
     def __init__(self, config: FirstStageConfig) -> None:
         super().__init__(config)
-        if config.n_embed is None:
-            raise ValueError("a VQ first stage needs n_embed, the size of its codebook")
+        assert config.n_embed is not None  # checked above
         self.quantize = Codebook(config.n_embed, config.embed_dim)
 
     def encode(self, image: Tensor) -> Tensor:
@@ -241,5 +244,24 @@ class AutoencoderVQ(FirstStage):
 
 
 def build(config: FirstStageConfig) -> AutoencoderKL | AutoencoderVQ:
-    """The first stage that `config` describes, with fresh weights on the current default device."""
+    """The first stage that `config` describes, with fresh weights on the current default device.
+
+    Raises:
+        SpectralError: the configuration cannot be built; the setting at fault is named.
+    """
     return AutoencoderKL(config) if config.kind == "kl" else AutoencoderVQ(config)
+
+
+def check(config: FirstStageConfig) -> None:
+    """Refuse what cannot be built.
+
+    Raises:
+        SpectralError: names the setting and what was expected.
+    """
+    sizes = (config.embed_dim, config.z_channels, config.num_res_blocks, config.in_channels, config.out_ch)
+    if min(*sizes, *config.ch_mult) < 1 or not config.ch_mult:
+        raise SpectralError("A first stage's channels, ch_mult and num_res_blocks must all be at least 1.")
+    if config.ch < 1 or config.ch % 32:
+        raise SpectralError(f"A first stage's ch is {config.ch}; group normalisation needs a multiple of 32.")
+    if config.kind == "vq" and (config.n_embed is None or config.n_embed < 1):
+        raise SpectralError("A VQ first stage needs n_embed, the size of its codebook; set it.")

@@ -6,6 +6,7 @@ Tensors are `model.diffusion_model.*`, `first_stage_model.*` and `cond_stage_mod
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -64,8 +65,11 @@ class Checkpoint:
 
 def sha256(path: Path) -> str:
     """Digest of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read(path: str | os.PathLike[str]) -> CheckpointFile:
@@ -82,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
             raise SpectralError(
                 f"{path.name} holds a tensor {name!r} that belongs to no part of a model; re-export it."
             )
-        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise SpectralError(
                 f"{path.name}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16."
             )
@@ -101,14 +105,18 @@ def load(
 
     file = read(path)
     config = file.config
-    with torch.device("meta"):
-        unet = UNet(config.unet) if config.unet is not None else None
-        first_stage = autoencoder.build(config.first_stage) if config.first_stage is not None else None
-        conditioner = conditioning.build(config.conditioning)
+    try:
+        with torch.device("meta"):
+            unet = UNet(config.unet) if config.unet is not None else None
+            first_stage = autoencoder.build(config.first_stage) if config.first_stage is not None else None
+            conditioner = conditioning.build(config.conditioning)
+        schedule = Schedule.from_config(config.schedule)
+    except SpectralError as error:
+        raise SpectralError(f"{file.path.name} describes what cannot be built: {error}") from error
     parts = ((unet, UNET), (first_stage, FIRST_STAGE), (conditioner, CONDITIONER))
     for module, prefix in parts:
         fill(module, file.part(prefix), f"{file.path.name}: {prefix}", device, dtype)
-    return Checkpoint(config, Schedule.from_config(config.schedule), unet, first_stage, conditioner, file)
+    return Checkpoint(config, schedule, unet, first_stage, conditioner, file)
 
 
 def fill(
@@ -175,7 +183,8 @@ def save(
         partial.chmod(mode)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise SpectralError(f"{path} could not be written ({error}); choose a folder that you may write to.") from error
     return path
 

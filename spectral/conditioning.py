@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .config import ConditioningConfig
+from .errors import SpectralError
 from .text import TextTower
 
 
@@ -20,7 +21,28 @@ class ClassEmbedder(nn.Module):
 
 
 def build(config: ConditioningConfig) -> nn.Module | None:
-    """The module that makes the context; None for an unconditional model, or for an encoder that is not ours."""
+    """The module that makes the context; None for an unconditional model, or for an encoder that is not ours.
+
+    Raises:
+        SpectralError: the configuration cannot be built; the setting at fault is named.
+    """
+    check(config)
     if config.kind == "class":
         return ClassEmbedder(config)
     return TextTower(config) if config.kind == "text" else None
+
+
+def check(config: ConditioningConfig) -> None:
+    """Refuse what cannot be built.
+
+    Raises:
+        SpectralError: names the setting and what was expected.
+    """
+    if config.kind in ("class", "text") and config.width < 1:
+        raise SpectralError(f"conditioning.width is {config.width}; set it to the U-Net's context_dim.")
+    if config.kind == "class" and config.n_classes < 1:
+        raise SpectralError(f"conditioning.n_classes is {config.n_classes}; a class-conditional model needs at least 1.")
+    if config.kind == "text" and min(config.layers, config.heads, config.context_length - 1) < 1:
+        raise SpectralError("A text tower needs conditioning.layers and heads of at least 1, and context_length of 2.")
+    if config.kind == "text" and config.width % config.heads:
+        raise SpectralError(f"conditioning.width {config.width} cannot be split into {config.heads} heads; change heads.")

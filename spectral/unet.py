@@ -227,7 +227,7 @@ class UNet(nn.Module):
 
     def _attend(self, channels: int, make: Layers) -> nn.Module:
         config = self.config
-        heads = config.num_heads if config.num_head_channels == -1 else channels // config.num_head_channels
+        heads = config.num_heads if config.num_head_channels < 1 else channels // config.num_head_channels
         if not config.use_spatial_transformer:
             return SelfAttention(channels, heads, make)
         return SpatialTransformer(
@@ -353,7 +353,8 @@ def check(config: UNetConfig) -> None:
         raise SpectralError("A U-Net's attention needs num_heads or num_head_channels; set one of them.")
     if config.use_spatial_transformer and not config.context_dim:
         raise SpectralError("use_spatial_transformer needs context_dim, the width of the context; set it.")
-    for mult in config.channel_mult:
+    attending = [mult for i, mult in enumerate(config.channel_mult) if 2**i in config.attention_resolutions]
+    for mult in (*attending, config.channel_mult[-1]):  # the middle block always attends
         width = config.model_channels * mult
         if width % (config.num_head_channels if config.num_head_channels > 0 else config.num_heads):
             raise SpectralError(f"{width} channels cannot be split into attention heads; change num_head_channels.")

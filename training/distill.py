@@ -26,7 +26,7 @@ from .conditions import Conditions
 from .data import DataConfig, load
 from .loop import RunConfig, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
-from .run import describe, summary
+from .run import begin, summary
 from .sample import preview_rows
 from .train_autoencoder import latents
 
@@ -188,7 +188,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     assert teacher.config.unet is not None and teacher.first_stage is not None
     data = load(config.data)
     unet = replace(presets.slim(teacher.config.unet, config.model_channels, config.resampler), wavelet=config.wavelet)
-    describe(config, config.run.out)
+    begin(config, config.run.out, config.run.seed)
     x_0 = latents(teacher.first_stage, data) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, Conditions(teacher.config.conditioning, data), config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"

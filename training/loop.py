@@ -115,10 +115,9 @@ def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[
     """
     accelerator = Accelerator(mixed_precision=run.precision, gradient_accumulation_steps=run.accumulate)
     set_seed(run.seed)
-    optimizer = torch.optim.AdamW(
-        [p for p in task.parameters() if p.requires_grad], lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, 0.99)
-    )
     task.to(accelerator.device)
+    trained = [p for p in task.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, 0.99), fused=True)
     ema = EMA(task, run.ema)
     start = _restore(run.out, task, ema, optimizer)
     sampler = ShuffledBatches(len(data), run.batch_size, run.seed, start * run.accumulate)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
@@ -27,8 +28,9 @@ def plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def describe(config: Any, out: Path) -> None:
-    """Write `config.yaml` and `environment.json` into the run's folder."""
+def begin(config: Any, out: Path, seed: int) -> None:
+    """Start a run: write `config.yaml` and `environment.json` into its folder, and seed the weights made next."""
+    torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
     environment = {

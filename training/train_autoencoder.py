@@ -17,7 +17,7 @@ from ..spectral.errors import SpectralError
 from . import cli, figures
 from .data import DataConfig, ImageSet, load
 from .loop import RunConfig, fit
-from .run import describe, summary
+from .run import begin, summary
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
             "train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only)."
         )
     data = load(config.data)
-    describe(config, config.run.out)
+    begin(config, config.run.out, config.run.seed)
     task = AutoencoderTask(config, data)
     shown = slice(0, 12) if len(data) < 24 else slice(0, len(data), len(data) // 12)
 

@@ -21,7 +21,7 @@ from . import cli
 from .conditions import Conditions
 from .data import DataConfig, ImageSet, load
 from .loop import RunConfig, fit
-from .run import describe, summary
+from .run import begin, summary
 from .sample import preview_rows
 from .train_autoencoder import latents
 
@@ -98,7 +98,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
         )
     data = load(config.data)
     config = replace(config, conditioning=with_classes(config.conditioning, data))
-    describe(config, config.run.out)
+    begin(config, config.run.out, config.run.seed)
     x_0 = latents(base.first_stage, data) * base.config.scale_factor
     task = DenoisingTask(config, x_0, Conditions(config.conditioning, data))
     about = ModelConfig(

@@ -32,6 +32,11 @@ def test_every_input_has_a_tooltip(object_info: dict[str, Any]) -> None:
                     assert len(declaration) > 1 and declaration[1].get("tooltip"), f"{name}.{key}"
 
 
+def test_every_node_has_a_help_page(object_info: dict[str, Any]) -> None:
+    pages = {page.stem for page in (REPOSITORY / "nodes" / "web" / "docs").glob("*.md")}
+    assert pages == {name for name in object_info if name.startswith(PREFIX)}
+
+
 def test_the_log_shows_no_failed_import(comfy: ComfyServer) -> None:
     log = comfy.log.read_text(errors="replace")
     assert not re.search(r"IMPORT FAILED\): \S*Spectral", log), log

@@ -17,6 +17,16 @@ from spectral_diffusion.spectral.diffusion import Schedule, ddim
 from spectral_diffusion.spectral.unet import UNet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+DDIM_UNET = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    model_channels=32,
+    attention_resolutions=(4, 2),
+    num_res_blocks=1,
+    channel_mult=(1, 2, 3),
+    image_size=16,
+    num_head_channels=32,
+)
 
 
 def with_weights_by_rule(module: nn.Module, factor: float = 0.05) -> nn.Module:
@@ -85,15 +95,3 @@ def test_ddim_equals_the_original_step_by_step() -> None:
     assert steps == sorted(data["timesteps"].tolist(), reverse=True)
     assert_close(torch.stack(predictions), data["pred_x0"])
     assert_close(x_0, data["x_0"])
-
-
-DDIM_UNET = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    model_channels=32,
-    attention_resolutions=(4, 2),
-    num_res_blocks=1,
-    channel_mult=(1, 2, 3),
-    image_size=16,
-    num_head_channels=32,
-)

@@ -35,7 +35,11 @@ def part(name: str, prefix: str) -> dict[str, list[int]]:
 
 every_count = pytest.mark.parametrize(
     ("name", "counts"),
-    [pytest.param(f"{base}-{role}", counts, id=f"{base}-{role}") for base in COUNTS for role, counts in COUNTS[base].items()],
+    [
+        pytest.param(f"{base}-{role}", counts, id=f"{base}-{role}")
+        for base in COUNTS
+        for role, counts in COUNTS[base].items()
+    ],
 )
 
 

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import comfyui_frontend_package
-import nodes
 from aiohttp import web
 from server import PromptServer
+
+import nodes
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
@@ -69,7 +70,14 @@ def describe(name: str) -> dict[str, Any]:
 
 async def system_stats(_request: web.Request) -> web.StreamResponse:
     """Just enough for the page's About panel."""
-    system = {"os": "posix", "comfyui_version": "0.0.0", "python_version": "", "argv": [], "ram_total": 0, "ram_free": 0}
+    system = {
+        "os": "posix",
+        "comfyui_version": "0.0.0",
+        "python_version": "",
+        "argv": [],
+        "ram_total": 0,
+        "ram_free": 0,
+    }
     return web.json_response({"system": {**system, "embedded_python": False, "pytorch_version": ""}, "devices": []})
 
 
