@@ -11,7 +11,7 @@ from ..spectral import checkpoint
 from ..spectral.errors import SpectralError
 
 FOLDER = "spectral_diffusion"
-EXTENSIONS = (".safetensors", ".ckpt")
+EXTENSIONS = (".safetensors",)
 
 #: The small models that come with the pack.
 SHIPPED = Path(__file__).resolve().parents[1] / "workflows" / "checkpoints"
@@ -44,7 +44,7 @@ def find(name: str) -> Path:
         if inside and (folder / clean).is_file():
             return folder / clean
     raise SpectralError(
-        f"There is no checkpoint {name!r}; put the .safetensors or .ckpt file into models/{FOLDER} or "
+        f"There is no checkpoint {name!r}; put the .safetensors file into models/{FOLDER} or "
         "models/checkpoints of ComfyUI, then refresh the page (R) and choose it again."
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..spectral import checkpoint
+import torch
+
+from ..spectral import checkpoint, conditioning
 from ..spectral.checkpoint import CONDITIONER, UNET, CheckpointFile
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
@@ -37,7 +39,7 @@ class LoadCheckpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = (
-            "The models that come with this pack, then all .safetensors and .ckpt files in models/spectral_diffusion "
+            "The models that come with this pack, then all .safetensors files in models/spectral_diffusion "
             "and models/checkpoints."
         )
         return {"required": {"checkpoint": (files.names(), {"tooltip": tooltip})}}
@@ -70,6 +72,9 @@ def load(path: Path) -> tuple[Any, Any, Any, str]:
         raise SpectralError(
             f"{path.name} holds only an autoencoder, no diffusion model; choose a student, Lite or teacher checkpoint."
         )
+    with torch.device("meta"):
+        conditioner = conditioning.build(config.conditioning)
+    checkpoint.match(conditioner, file.part(CONDITIONER), f"{path.name}: {CONDITIONER}")
     text = file.part(TEXT)
     tower = clip.build(config.conditioning, text) if text and config.conditioning.kind == "text" else None
     first_stage, rgb = vae.MissingVae(path.name), None

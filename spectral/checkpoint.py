@@ -127,6 +127,19 @@ def fill(
     Raises:
         SpectralError: a key is missing or left over, or a shape differs; the first one is named.
     """
+    match(module, tensors, where)
+    if module is not None:
+        # Copies: the file may be replaced while the model lives.
+        module.load_state_dict({k: v.to(device, dtype, copy=True) for k, v in tensors.items()}, assign=True)
+        module.eval().requires_grad_(False)
+
+
+def match(module: nn.Module | None, tensors: Mapping[str, Tensor], where: str) -> None:
+    """That `tensors` are what `module` takes, key for key and shape for shape; `None` takes none at all.
+
+    Raises:
+        SpectralError: a key is missing or left over, or a shape differs; the first one is named.
+    """
     expected = {} if module is None else module.state_dict()
     for name, tensor in expected.items():
         if name not in tensors:
@@ -138,9 +151,6 @@ def fill(
     for name in tensors:
         if name not in expected:
             raise SpectralError(f"{where}{name} belongs to nothing that the checkpoint's configuration describes.")
-    if module is not None:
-        module.load_state_dict({k: v.to(device, dtype) for k, v in tensors.items()}, assign=True)
-        module.eval().requires_grad_(False)
 
 
 def save(
@@ -213,7 +223,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SpectralError(f"No checkpoint at {path}; check the path.")
     if not path.is_file():
         raise SpectralError(f"{path} is a folder; expected a .safetensors file.")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise SpectralError(f"{path.name} is not a .safetensors file, the only kind of checkpoint that opens here.")
     try:
         with safe_open(path, framework="pt") as file:

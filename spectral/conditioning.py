@@ -41,8 +41,10 @@ def check(config: ConditioningConfig) -> None:
     if config.kind in ("class", "text") and config.width < 1:
         raise SpectralError(f"conditioning.width is {config.width}; set it to the U-Net's context_dim.")
     if config.kind == "class" and config.n_classes < 1:
-        raise SpectralError(f"conditioning.n_classes is {config.n_classes}; a class-conditional model needs at least 1.")
-    if config.kind == "text" and min(config.layers, config.heads, config.context_length - 1) < 1:
-        raise SpectralError("A text tower needs conditioning.layers and heads of at least 1, and context_length of 2.")
+        raise SpectralError(f"conditioning.n_classes is {config.n_classes}; a class embedder needs at least 1.")
+    if config.kind == "text" and min(config.layers, config.heads) < 1:
+        raise SpectralError("A text tower needs conditioning.layers and heads of at least 1.")
+    if config.kind == "text" and config.context_length != 77:
+        raise SpectralError(f"conditioning.context_length is {config.context_length}; CLIP's 77 tokens are expected.")
     if config.kind == "text" and config.width % config.heads:
-        raise SpectralError(f"conditioning.width {config.width} cannot be split into {config.heads} heads; change heads.")
+        raise SpectralError(f"conditioning.width {config.width} does not split into {config.heads} heads; change one.")

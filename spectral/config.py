@@ -26,7 +26,7 @@ class UNetConfig:
         num_heads: attention heads, or -1 when `num_head_channels` fixes the width of a head instead.
         use_spatial_transformer: cross-attention to a context [B, T, context_dim] instead of plain self-attention.
         resblock_updown: resampling lives inside residual blocks (lsun_churches).
-        resampler: "conv" is LDM's own; "wavelet" is WG-Down and WG-Up (PAPER section 5.1 of the seed).
+        resampler: "conv" is LDM's own; "wavelet" is WG-Down and WG-Up (Section 5.1 of the paper).
         wavelet: filter bank of the wavelet resampler, by PyWavelets' name.
     """
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import wavelet as wavelets
 from .attention import Attention, SelfAttention, SpatialTransformer, scaled_dot_product_attention, zeroed
 from .config import UNetConfig
 from .errors import SpectralError
@@ -353,6 +354,8 @@ def check(config: UNetConfig) -> None:
         raise SpectralError("A U-Net's attention needs num_heads or num_head_channels; set one of them.")
     if config.use_spatial_transformer and not config.context_dim:
         raise SpectralError("use_spatial_transformer needs context_dim, the width of the context; set it.")
+    if config.resampler == "wavelet" and config.wavelet != "haar":
+        wavelets.filter_bank(config.wavelet)
     attending = [mult for i, mult in enumerate(config.channel_mult) if 2**i in config.attention_resolutions]
     for mult in (*attending, config.channel_mult[-1]):  # the middle block always attends
         width = config.model_channels * mult

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"There is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    module = importlib.import_module(f".{COMMANDS[argv[0]].module}", __package__)
-    return run(module.main, argv[1:])
+    module = COMMANDS[argv[0]].module
+    return run(lambda arguments: importlib.import_module(f".{module}", __package__).main(arguments), argv[1:])
 
 
 def entry() -> None:
@@ -62,6 +63,13 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
         command(sys.argv[1:] if argv is None else argv)
     except SpectralError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = error.filename or "A file"
+        print(f"{place} cannot be read or written ({error.strerror or error}); choose another place.", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not installed; run: pip install -e '.[train]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -98,6 +106,9 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         reason = " ".join(str(error).split())
         raise SpectralError(f"{reason.rstrip('.')}; see {parser.prog} --help.") from error
+    except UnicodeDecodeError as error:
+        given = " or ".join(path for option, path in itertools.pairwise(argv) if option == "--config")
+        raise SpectralError(f"{given} is no YAML file; give the configuration of a run to --config.") from error
     json_wanted = values.pop("json")
     values.pop("config")
     return cls(**values), json_wanted
@@ -106,7 +117,7 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
 def report(result: dict[str, Any], as_json: bool) -> None:
     """Print a command's result: one JSON object, or a line for each entry."""
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result, allow_nan=False))
         return
     for key, value in result.items():
         print(f"{key:16} {value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class DataConfig:
     size: int = 64
     subgroups: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise SpectralError(f"data.size is {self.size}; expected the side of the images in pixels.")
+
 
 @dataclass(frozen=True)
 class ImageSet(Dataset[int]):
@@ -68,10 +73,10 @@ def load(config: DataConfig) -> ImageSet:
         raise SpectralError(f"No data at {path}: expected a folder of images, a .tar shard, or the name emoji64.")
     records = _read_shard(path) if path.is_file() else _read_folder(path)
     images, captions, subgroups = [], [], []
-    for content, caption, groups in records:
+    for name, content, caption, groups in records:
         if config.subgroups and not any(_matches(group, config.subgroups) for group in groups):
             continue
-        images.append(_to_square(content, config.size))
+        images.append(_to_square(content, config.size, name))
         captions.append(caption)
         subgroups.append(groups[-1])
     if not images:
@@ -84,7 +89,7 @@ def _matches(group: str, patterns: Sequence[str]) -> bool:
     return any(group == p or (p.endswith("*") and group.startswith(p[:-1])) for p in patterns)
 
 
-def _to_square(content: bytes | Path, size: int) -> np.ndarray:
+def _to_square(content: bytes | Path, size: int, name: str) -> np.ndarray:
     """Decode, put transparent parts over white, and resize and centre-crop to [size, size, 3] uint8."""
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
@@ -92,16 +97,16 @@ def _to_square(content: bytes | Path, size: int) -> np.ndarray:
             if "A" in picture.getbands() or "transparency" in picture.info:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
             picture = picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        name = "an image in the shard" if isinstance(content, bytes) else str(content)
-        raise SpectralError(f"{name} cannot be read as an image ({error}); remove it or replace it.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise SpectralError(f"{name} cannot be read as an image ({reason}); remove it or replace it.") from error
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(picture)
 
 
-def _read_shard(path: Path) -> Iterator[tuple[bytes, str, tuple[str, ...]]]:
-    """(image file, caption, (group, subgroup)) of every sample of a WebDataset shard: NAME.webp|png|jpg + NAME.json."""
+def _read_shard(path: Path) -> Iterator[tuple[str, bytes, str, tuple[str, ...]]]:
+    """(name, image file, caption, (group, subgroup)) of every sample of a WebDataset shard: NAME.webp|… + NAME.json."""
     try:
         with tarfile.open(path) as archive:
             files = {member.name: member for member in archive if member.isfile()}
@@ -113,18 +118,21 @@ def _read_shard(path: Path) -> Iterator[tuple[bytes, str, tuple[str, ...]]]:
                     about = json.load(archive.extractfile(described))  # type: ignore[arg-type]
                 content = archive.extractfile(files[name]).read()  # type: ignore[union-attr]
                 groups = (str(about.get("group", "")), str(about.get("subgroup", "")))
-                yield content, str(about.get("caption", Path(name).stem)), groups
-    except (tarfile.TarError, json.JSONDecodeError, OSError) as error:
+                yield f"{name} in {path}", content, str(about.get("caption", Path(name).stem)), groups
+    except (tarfile.TarError, ValueError, OSError, EOFError) as error:
         raise SpectralError(f"{path} cannot be read as a tar shard of images ({error}).") from error
 
 
-def _read_folder(path: Path) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
-    """(image path, caption, (sub-folder,)): the caption is a .txt beside the image, else its name in words."""
+def _read_folder(path: Path) -> Iterator[tuple[str, Path, str, tuple[str, ...]]]:
+    """(name, image path, caption, (sub-folder,)): the caption is a .txt beside the image, else its name in words."""
     for file in sorted(path.rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             text = file.with_suffix(".txt")
-            caption = text.read_text().strip() if text.exists() else file.stem.replace("_", " ").replace("-", " ")
-            yield file, caption, (file.parent.name,)
+            try:
+                caption = text.read_text("utf-8").strip() if text.exists() else re.sub("[_-]", " ", file.stem)
+            except UnicodeDecodeError as error:
+                raise SpectralError(f"{text} is no caption: expected text in UTF-8 ({error.reason}).") from error
+            yield str(file), file, caption, (file.parent.name,)
 
 
 class ShuffledBatches(Sampler[list[int]]):

@@ -24,6 +24,7 @@ from . import cli, figures
 from .data import DataConfig, ImageSet, load
 from .distill import DistillConfig, LossConfig, train
 from .loop import RunConfig
+from .run import device
 from .sample import sample_checkpoint, write_images
 
 TEACHER = Path(__file__).parents[1] / "workflows" / "checkpoints" / "emoji64-teacher.safetensors"
@@ -32,20 +33,20 @@ DATA = DataConfig(subgroups=("food-fruit", "heart"))
 CUTOFF = 12.0  # cycles per image, of 64 pixels: where the low band ends; the paper's 28 is of 256
 
 
-def demo(out: Path, steps: int, seed: int, device_steps: int = 50) -> dict[str, Any]:
+def demo(out: Path, steps: int, seed: int, sample_steps: int = 50) -> dict[str, Any]:
     """Train the student and the plain small model with equal budgets, sample, compare; returns the report.
 
     Args:
         out: folder to leave the results in; its runs are resumed if they were stopped.
         steps: optimizer steps of each of the two.
         seed: of the trainings and the samples.
-        device_steps: DDIM steps of the samples.
+        sample_steps: DDIM steps of the samples.
 
     Raises:
         SpectralError: the default teacher is missing or damaged, or the folder cannot be written.
     """
     started = time.perf_counter()
-    teacher = checkpoint.load(TEACHER)
+    teacher = checkpoint.load(TEACHER, device=device())
     data = load(DATA)
     config = DistillConfig(
         run=RunConfig(out / "runs" / "student", steps, batch_size=16, lr=1e-3, ema=0.99, seed=seed, preview_every=0),
@@ -67,13 +68,13 @@ def demo(out: Path, steps: int, seed: int, device_steps: int = 50) -> dict[str, 
         seconds[name] = _timed(train, run)
     models = {
         "teacher": teacher,
-        "lite": checkpoint.load(plain.run.out / "lite.safetensors"),
-        "student": checkpoint.load(config.run.out / "student.safetensors"),
+        "lite": checkpoint.load(plain.run.out / "lite.safetensors", device=device()),
+        "student": checkpoint.load(config.run.out / "student.safetensors", device=device()),
     }
     _say(f"Sampling {len(data)} pictures with each model …")
     images: dict[str, Tensor] = {"data": (data.floats() + 1) / 2}
     for name, model in models.items():
-        images[name] = sample_checkpoint(model, data.captions, steps=device_steps, seed=seed)
+        images[name] = sample_checkpoint(model, data.captions, steps=sample_steps, seed=seed)
         write_images(images[name], out / "samples" / name)
     report = compare(images, models)
     report |= {"steps": steps, "train_seconds": seconds, "seed": seed, "images": len(data)}
@@ -106,7 +107,7 @@ def draw(images: dict[str, Tensor], data: ImageSet, out: Path) -> None:
     chosen = torch.linspace(0, len(data) - 1, 12).long()
     figures.save_grid({name: own[chosen] for name, own in images.items()}, out / "grid.png")
     spectra = {name: radial_spectrum(own, window="none") for name, own in images.items()}
-    figures.plot_radial_spectra(spectra, out / "spectra.png", cutoff=CUTOFF / data.images.shape[-1])
+    figures.plot_radial_spectra(spectra, out / "spectra.png", cutoff=CUTOFF)
 
 
 def _timed(function: Any, *arguments: Any) -> float:

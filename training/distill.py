@@ -5,7 +5,6 @@ L = L_DDPM + λ_s L_spatial + λ_f L_freq. With both λ at 0 and `resampler: con
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,13 @@ from ..spectral import checkpoint, presets
 from ..spectral.config import ModelConfig, UNetConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from ..spectral.unet import Tap, UNet
+from ..spectral.unet import Tap, UNet, check
 from . import cli
 from .conditions import Conditions
 from .data import DataConfig, load
-from .loop import RunConfig, fit
+from .loop import RunConfig, check_dropout, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
-from .run import begin, summary
+from .run import begin, device, is_main, summary
 from .sample import preview_rows
 from .train_autoencoder import latents
 
@@ -93,6 +92,9 @@ class DistillConfig:
     title: str = "Spectral Diffusion student"
     license: str = "Apache-2.0"
 
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
+
 
 class DistillTask(nn.Module):
     """The three losses of one batch of latents. The student and the aligning 1×1 convolutions A_i are trained."""
@@ -121,9 +123,6 @@ class DistillTask(nn.Module):
     def forward(self, indices: Tensor) -> dict[str, Tensor]:
         device = next(self.parameters()).device
         teacher, conditioner = self._frozen
-        for frozen in self._frozen:
-            if frozen is not None:
-                frozen.to(device)
         x_0 = self.x_0[indices.cpu()].to(device)
         t = torch.randint(self.schedule.steps, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
@@ -172,7 +171,7 @@ def open_teacher(path: Path) -> checkpoint.Checkpoint:
     Raises:
         SpectralError: it lacks a U-Net or a first stage, or the file cannot be read.
     """
-    teacher = checkpoint.load(path)
+    teacher = checkpoint.load(path, device=device())
     if teacher.unet is None or teacher.first_stage is None:
         raise SpectralError(f"{path} cannot teach: it lacks a U-Net or a first stage; give a whole teacher checkpoint.")
     return teacher
@@ -187,10 +186,17 @@ def train(config: DistillConfig) -> dict[str, Any]:
     teacher = open_teacher(config.teacher)
     assert teacher.config.unet is not None and teacher.first_stage is not None
     data = load(config.data)
+    size = teacher.config.unet.image_size * teacher.first_stage.config.downscale
+    if config.data.size != size:
+        raise SpectralError(
+            f"The teacher was trained at {size} pixels, data.size is {config.data.size}; set it to {size}."
+        )
     unet = replace(presets.slim(teacher.config.unet, config.model_channels, config.resampler), wavelet=config.wavelet)
+    check(unet)
+    conditions = Conditions(teacher.config.conditioning, data)
     begin(config, config.run.out, config.run.seed)
-    x_0 = latents(teacher.first_stage, data) * teacher.config.scale_factor
-    task = DistillTask(unet, teacher, x_0, Conditions(teacher.config.conditioning, data), config)
+    x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
+    task = DistillTask(unet, teacher, x_0, conditions, config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"
     about = replace(teacher.config, kind=kind, unet=unet, preset=None, teacher_sha256=teacher.file.sha256)
 
@@ -201,7 +207,8 @@ def train(config: DistillConfig) -> dict[str, Any]:
     training = summary(config, statistics, len(data)) | {"teacher": teacher.config.training}
     about = replace(about, training=training)
     path = config.run.out / f"{kind}.safetensors"
-    export(path, about, task.student, teacher, config)
+    if is_main():
+        export(path, about, task.student, teacher, config)
     return {"path": str(path), **statistics}
 
 
@@ -209,8 +216,6 @@ def export(
     path: Path, about: ModelConfig, student: nn.Module, teacher: checkpoint.Checkpoint, config: DistillConfig
 ) -> None:
     """Write the student's file, in float16, with the teacher's first stage and conditioner beside its U-Net."""
-    if any(not math.isfinite(value) for value in about.training["statistics"].values()):
-        raise SpectralError("The training ended in numbers that are not finite; nothing was exported. Lower run.lr.")
     checkpoint.save(
         path,
         about,

@@ -12,10 +12,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..spectral.errors import SpectralError
 
@@ -65,10 +68,13 @@ def _npm_pack(package: str, folder: Path) -> Path:
     return folder / result.stdout.strip().splitlines()[-1]
 
 
-def _open(package: Path) -> tarfile.TarFile:
+@contextmanager
+def _open(package: Path) -> Iterator[tarfile.TarFile]:
+    """The package as a tar archive; whatever is wrong with it while it is read is one sentence."""
     try:
-        return tarfile.open(package)
-    except (OSError, tarfile.TarError) as error:
+        with tarfile.open(package) as archive:
+            yield archive
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise SpectralError(f"{package} cannot be read as an npm package (.tgz): {error}.") from error
 
 
@@ -86,17 +92,20 @@ def _records(package: Path) -> dict[str, dict[str, Any]]:
             member = None
         if member is None:
             raise SpectralError(f"{package} holds no package/data/openmoji.json; expected npm's {NAMES}.")
-        entries = json.load(member)
-    return {
-        _code(entry["hexcode"]): {
-            "caption": entry["annotation"],
-            "group": entry["group"],
-            "subgroup": entry["subgroups"],
-            "tags": entry["tags"],
+        content = member.read()
+    try:
+        return {
+            _code(entry["hexcode"]): {
+                "caption": entry["annotation"],
+                "group": entry["group"],
+                "subgroup": entry["subgroups"],
+                "tags": entry["tags"],
+            }
+            for entry in json.loads(content)
+            if not entry["skintone"] and entry["group"] not in LEFT_OUT
         }
-        for entry in entries
-        if not entry["skintone"] and entry["group"] not in LEFT_OUT
-    }
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpectralError(f"openmoji.json of {package} is not as expected of {NAMES} ({error!r}).") from error
 
 
 def _images(package: Path, size: int, wanted: set[str]) -> dict[str, bytes]:
@@ -109,15 +118,23 @@ def _images(package: Path, size: int, wanted: set[str]) -> dict[str, bytes]:
                 continue
             file = archive.extractfile(member)
             assert file is not None  # a regular member always opens
-            picture = Image.open(io.BytesIO(file.read())).convert("RGBA")
-            side = max(picture.size)
-            canvas = Image.new("RGBA", (side, side), "white")
-            canvas.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-            small = canvas.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            small.save(buffer, "WEBP", lossless=True, quality=100, method=6)
-            images[_code(path.stem)] = buffer.getvalue()
+            try:
+                images[_code(path.stem)] = _square(file.read(), size)
+            except UnidentifiedImageError as error:
+                raise SpectralError(f"{member.name} in {package} cannot be read as an image.") from error
     return images
+
+
+def _square(content: bytes, size: int) -> bytes:
+    """A picture as a square one, lossless WebP."""
+    picture = Image.open(io.BytesIO(content)).convert("RGBA")
+    side = max(picture.size)
+    canvas = Image.new("RGBA", (side, side), "white")
+    canvas.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    buffer = io.BytesIO()
+    small = canvas.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    small.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    return buffer.getvalue()
 
 
 def _write_shard(out: Path, members: list[tuple[str, bytes, dict[str, Any]]]) -> None:

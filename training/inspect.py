@@ -60,7 +60,7 @@ def inspect(path: Path | None, preset: str | None, teacher: str | None) -> dict[
     if sum(given is not None for given in (path, preset, teacher)) != 1:
         raise SpectralError("inspect takes one of: the path of a checkpoint, --preset NAME, or --teacher NAME.")
     if path is None:
-        return describe(presets.config(preset if preset is not None else f"{teacher}-teacher"))
+        return describe(presets.config(preset or f"{str(teacher).removesuffix('-teacher')}-teacher"))
     file = checkpoint.load(path).file
     modelspec = {k.removeprefix("modelspec."): v for k, v in file.metadata.items() if k.startswith("modelspec.")}
     return {

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,12 @@ class RunConfig:
     checkpoint_every: int = 200
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
+        check_seed(self.seed)
+
 
 class EMA:
     """Exponential moving average of a module's trainable parameters, decay min(d, (1 + n) / (10 + n)) at update n."""
@@ -111,17 +118,22 @@ def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[
         The last logged statistics.
 
     Raises:
-        SpectralError: the checkpoint in the folder belongs to another run.
+        SpectralError: the checkpoint in the folder is damaged or belongs to another model; or the loss diverges.
     """
     accelerator = Accelerator(mixed_precision=run.precision, gradient_accumulation_steps=run.accumulate)
-    set_seed(run.seed)
+    set_seed(run.seed, device_specific=True)
     task.to(accelerator.device)
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, 0.99), fused=True)
     ema = EMA(task, run.ema)
     start = _restore(run.out, task, ema, optimizer)
-    sampler = ShuffledBatches(len(data), run.batch_size, run.seed, start * run.accumulate)  # type: ignore[arg-type]
-    prepared, optimizer, loader = accelerator.prepare(task, optimizer, DataLoader(data, batch_sampler=sampler))
+    if start > run.steps:
+        raise SpectralError(f"{run.out} has {start} steps already; ask for more than that, or choose another run.out.")
+    used = start * run.accumulate * accelerator.num_processes
+    sampler = ShuffledBatches(len(data), run.batch_size, run.seed, used)  # type: ignore[arg-type]
+    # A generator of its own: by default a loader draws from the random stream that the checkpoint has just restored.
+    batches_of = DataLoader(data, batch_sampler=sampler, generator=torch.Generator())
+    prepared, optimizer, loader = accelerator.prepare(task, optimizer, batches_of)
     statistics = Statistics(run, start, accelerator.is_main_process)
     batches = iter(loader)
     for step in range(start, run.steps):
@@ -144,6 +156,18 @@ def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[
     statistics.close()
     torch._foreach_copy_([p.data for p in ema.parameters], ema.average)
     return statistics.last
+
+
+def check_seed(seed: int) -> None:
+    """Raise SpectralError where `seed` is none that every generator takes."""
+    if not 0 <= seed < 2**32:
+        raise SpectralError(f"The seed is {seed}; expected 0 to {2**32 - 1}.")
+
+
+def check_dropout(share: float) -> None:
+    """Raise SpectralError where `share` is no share of captions or classes to leave out."""
+    if not 0.0 <= share <= 1.0:
+        raise SpectralError(f"dropout is {share}; expected the share of conditions to leave out, 0 to 1.")
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -179,8 +203,22 @@ class Statistics:
             from torch.utils.tensorboard import SummaryWriter
 
             run.out.mkdir(parents=True, exist_ok=True)
+            self.last = self._rewind(start)
             self.writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=start + 1)
             self.bar = tqdm(total=run.steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def _rewind(self, start: int) -> dict[str, float]:
+        """Drop the lines behind step `start`, which will come again, and a cut one; returns the last that is kept."""
+        path = self.run.out / "statistics.jsonl"
+        kept: list[dict[str, float]] = []
+        for text in path.read_text().splitlines() if path.exists() else ():
+            with suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                kept += [line] if line["step"] <= start else []
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(path)
+        return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
         for name, value in losses.items():
@@ -195,6 +233,8 @@ class Statistics:
         seconds = time.perf_counter() - self.since
         line = {name: round((value / self.count).item(), 6) for name, value in self.sums.items()}
         line["images_per_s"] = round(self.count * self.run.batch_size * self.run.accumulate / seconds, 2)
+        if not math.isfinite(line["loss"]):
+            raise SpectralError(f"The loss is {line['loss']} at step {step}; start anew with a lower run.lr.")
         self.last = line
         self.sums, self.count, self.since = {}, 0, time.perf_counter()
         if not self.active:
@@ -239,7 +279,12 @@ def _restore(out: Path, task: nn.Module, ema: EMA, optimizer: torch.optim.Optimi
     files = sorted((out / "checkpoints").glob("*.pt"))
     if not files:
         return 0
-    state = torch.load(files[-1], map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(files[-1], map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise SpectralError(
+            f"{files[-1]} cannot be read as a checkpoint; remove it, and the run goes on from the one before it."
+        ) from error
     try:
         task.load_state_dict(state["task"])
         ema.restore(state["ema"])

@@ -37,5 +37,5 @@ def frequency_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
 
     With all weights 1 this is `spatial_loss`, by Parseval's theorem.
     """
-    spectrum = torch.fft.fft2((student - teacher).float(), norm="ortho")
+    spectrum = torch.fft.fft2(student.float() - teacher.float(), norm="ortho")
     return (weights * (spectrum.real.square() + spectrum.imag.square())).mean()

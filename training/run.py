@@ -6,31 +6,73 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 
+from ..spectral.errors import SpectralError
+
+#: Settings that may change when a run goes on: they do not change what is learnt, or only how far.
+FREE = {"out", "steps", "log_every", "preview_every", "checkpoint_every", "keep", "title", "license"}
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 
 
-def plain(config: Any) -> Any:
-    """A configuration dataclass as YAML-ready data."""
+def plain(config: Any, names: bool = False) -> Any:
+    """A configuration dataclass as YAML-ready data; `names` keeps only the names of files, not where they lie."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {item.name: plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
+        return {item.name: plain(getattr(config, item.name), names) for item in dataclasses.fields(config)}
     if isinstance(config, dict):
-        return {key: plain(value) for key, value in config.items()}
+        return {key: plain(value, names) for key, value in config.items()}
     if isinstance(config, (tuple, list)):
-        return [plain(value) for value in config]
-    return str(config) if isinstance(config, Path) else config
+        return [plain(value, names) for value in config]
+    if isinstance(config, Path):
+        return config.name if names else str(config)
+    return config
+
+
+def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested dicts."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def device() -> torch.device:
+    """Where this process trains: its own GPU, or the CPU."""
+    return PartialState().device
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return bool(PartialState().is_main_process)
 
 
 def begin(config: Any, out: Path, seed: int) -> None:
-    """Start a run: write `config.yaml` and `environment.json` into its folder, and seed the weights made next."""
+    """Start a run, or go on with it: write what it is into its folder, and seed the weights that are made next.
+
+    Raises:
+        SpectralError: the folder has checkpoints of a run with other settings; the first that differs is named.
+    """
     torch.manual_seed(seed)
+    if not is_main():
+        return
+    if any((out / "checkpoints").glob("*.pt")) and (out / "config.yaml").exists():
+        before = yaml.safe_load((out / "config.yaml").read_text())
+        for key, value in _leaves(plain(config)):
+            if key.split(".")[-1] not in FREE and dict(_leaves(before)).get(key, value) != value:
+                raise SpectralError(
+                    f"{out} holds a run with {key} = {dict(_leaves(before))[key]!r}, not {value!r}; "
+                    "set it back to go on with that run, or choose another run.out."
+                )
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
     environment = {
@@ -59,8 +101,8 @@ def summary(config: Any, statistics: dict[str, float], images: int) -> dict[str,
     program = Path(sys.argv[0])
     words = [f"python -m spectral_diffusion.training.{program.stem}" if program.suffix == ".py" else program.name]
     return {
-        "command": " ".join([*words, *sys.argv[1:]]),
-        "config": plain(config),
+        "command": " ".join([*words, shlex.join(sys.argv[1:])]),
+        "config": plain(config, names=True),
         "images": images,
         "statistics": statistics,
         "git": _git_commit(),

@@ -18,6 +18,8 @@ from ..spectral.errors import SpectralError
 from . import cli, figures
 from .conditions import tokenize
 from .data import ImageSet
+from .loop import check_seed
+from .run import device
 
 
 def context_of(config: ModelConfig, conditioner: nn.Module | None, prompts: Sequence[str]) -> Tensor | None:
@@ -72,12 +74,13 @@ def sample(
     Raises:
         SpectralError: prompts that the model does not know, or a size that is no multiple of the first stage's factor.
     """
+    check_seed(seed)
     assert config.unet is not None and config.first_stage is not None
     factor = config.first_stage.downscale
     if size is not None and (size < factor or size % factor):
         raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}.")
     side = size // factor if size else config.unet.image_size
-    device = next(unet.parameters()).device
+    device, stage_device = next(unet.parameters()).device, next(first_stage.parameters()).device
     shape = (config.unet.in_channels, side, side)
     noise = torch.stack([_noise(seed, index, shape) for index in range(len(prompts))])
     schedule = Schedule.from_config(config.schedule)
@@ -95,7 +98,7 @@ def sample(
             cond=cond,
             uncond=uncond,
         )
-        images.append(first_stage.decode(latent / config.scale_factor).cpu())  # type: ignore[operator]
+        images.append(first_stage.decode((latent / config.scale_factor).to(stage_device)).cpu())  # type: ignore[operator]
     return ((torch.cat(images).clamp(-1, 1) + 1) / 2).float()
 
 
@@ -147,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
-    opened = checkpoint.load(arguments.checkpoint)
+    opened = checkpoint.load(arguments.checkpoint, device=device())
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
     options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size")}
     images = sample_checkpoint(opened, prompts, **options)

@@ -17,7 +17,7 @@ from ..spectral.errors import SpectralError
 from . import cli, figures
 from .data import DataConfig, ImageSet, load
 from .loop import RunConfig, fit
-from .run import begin, summary
+from .run import begin, is_main, summary
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
         raise SpectralError(
             "train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only)."
         )
+    autoencoder.check(config.first_stage)
+    if config.data.size % config.first_stage.downscale:
+        raise SpectralError(
+            f"data.size is {config.data.size}; this first stage needs a multiple of {config.first_stage.downscale}."
+        )
     data = load(config.data)
     begin(config, config.run.out, config.run.seed)
     task = AutoencoderTask(config, data)
@@ -99,7 +104,8 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
     training = summary(config, statistics, len(data))
     about = ModelConfig("autoencoder", first_stage=config.first_stage, scale_factor=scale, training=training)
     path = config.run.out / "autoencoder.safetensors"
-    checkpoint.save(path, about, first_stage=first_stage)
+    if is_main():
+        checkpoint.save(path, about, first_stage=first_stage)
     return {"path": str(path), "scale_factor": scale, **statistics}
 
 

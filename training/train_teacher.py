@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..spectral import checkpoint, conditioning
-from ..spectral.config import ConditioningConfig, ModelConfig, ScheduleConfig, UNetConfig
+from ..spectral.config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from ..spectral.unet import UNet
+from ..spectral.unet import UNet, check
 from . import cli
 from .conditions import Conditions
 from .data import DataConfig, ImageSet, load
-from .loop import RunConfig, fit
-from .run import begin, summary
+from .loop import RunConfig, check_dropout, fit
+from .run import begin, device, is_main, summary
 from .sample import preview_rows
 from .train_autoencoder import latents
 
@@ -50,6 +50,9 @@ class TeacherConfig:
     dropout: float = 0.1
     title: str = "Small LDM teacher"
 
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
+
 
 class DenoisingTask(nn.Module):
     """L_DDPM (Eq. 3) of one batch of latents, through a U-Net and its conditioner."""
@@ -77,7 +80,7 @@ def open_first_stage(path: Path) -> checkpoint.Checkpoint:
     Raises:
         SpectralError: it has none, or the file cannot be read.
     """
-    opened = checkpoint.load(path)
+    opened = checkpoint.load(path, device=device())
     if opened.first_stage is None:
         raise SpectralError(f"{path} holds no first stage; give a file of train-autoencoder, or a whole checkpoint.")
     return opened
@@ -91,16 +94,13 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     """
     base = open_first_stage(config.autoencoder)
     assert base.first_stage is not None and base.config.first_stage is not None
-    channels = base.config.first_stage.embed_dim
-    if (config.unet.in_channels, config.unet.out_channels) != (channels, channels):
-        raise SpectralError(
-            f"The first stage has {channels} latent channels; set unet.in_channels and out_channels to it."
-        )
     data = load(config.data)
     config = replace(config, conditioning=with_classes(config.conditioning, data))
+    check_fit(config, base.config.first_stage)
+    conditions = Conditions(config.conditioning, data)
     begin(config, config.run.out, config.run.seed)
-    x_0 = latents(base.first_stage, data) * base.config.scale_factor
-    task = DenoisingTask(config, x_0, Conditions(config.conditioning, data))
+    x_0 = latents(base.first_stage, data, device()) * base.config.scale_factor
+    task = DenoisingTask(config, x_0, conditions)
     about = ModelConfig(
         "teacher", config.unet, base.config.first_stage, config.conditioning, config.schedule, base.config.scale_factor
     )
@@ -112,6 +112,8 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     path = config.run.out / "teacher.safetensors"
     training = summary(config, statistics, len(data)) | {"autoencoder": base.config.training}
     about = replace(about, training=training)
+    if not is_main():
+        return {"path": str(path), **statistics}
     checkpoint.save(
         path,
         about,
@@ -122,6 +124,38 @@ def train(config: TeacherConfig) -> dict[str, Any]:
         title=config.title,
     )
     return {"path": str(path), **statistics}
+
+
+def check_fit(config: TeacherConfig, first_stage: FirstStageConfig) -> None:
+    """That U-Net, conditioning and schedule can be built, and go together with the data and the first stage.
+
+    Raises:
+        SpectralError: names the setting, or the two that do not go together.
+    """
+    check(config.unet)
+    conditioning.check(config.conditioning)
+    Schedule.from_config(config.schedule)
+    unet, conditioned = config.unet, config.conditioning.kind != "none"
+    channels, downscale = first_stage.embed_dim, first_stage.downscale
+    if (unet.in_channels, unet.out_channels) != (channels, channels):
+        raise SpectralError(
+            f"The first stage has {channels} latent channels; set unet.in_channels and out_channels to it."
+        )
+    if config.data.size != unet.image_size * downscale:
+        raise SpectralError(
+            f"Images of {config.data.size} pixels make latents of {config.data.size / downscale:g} cells, but "
+            f"unet.image_size is {unet.image_size}; change it or data.size."
+        )
+    if unet.use_spatial_transformer != conditioned:
+        raise SpectralError(
+            f"conditioning.kind is {config.conditioning.kind}, but unet.use_spatial_transformer is "
+            f"{unet.use_spatial_transformer}; a U-Net attends to a context exactly when it is conditioned."
+        )
+    if conditioned and unet.context_dim != config.conditioning.width:
+        raise SpectralError(
+            f"unet.context_dim is {unet.context_dim}, but conditioning.width {config.conditioning.width}; "
+            "set both to one value."
+        )
 
 
 def with_classes(config: ConditioningConfig, data: ImageSet) -> ConditioningConfig:

@@ -113,7 +113,10 @@ def metadata(text: str) -> Callable[[dict[str, Any]], Any]:
 
 DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "foreign-without-metadata": (lambda header: header.pop("__metadata__"), "says nothing of its architecture"),
-    "foreign-with-metadata": (lambda header: header.update(__metadata__={"format": "pt"}), "nothing of its architecture"),
+    "foreign-with-metadata": (
+        lambda header: header.update(__metadata__={"format": "pt"}),
+        "nothing of its architecture",
+    ),
     "not-json": (metadata("{version"), "not valid JSON"),
     "nested-without-end": (metadata("[" * 100_000), "not valid JSON"),
     "not-an-object": (metadata("[1, 2]"), "should be a JSON object"),
@@ -148,7 +151,10 @@ def cast(dtype: torch.dtype) -> Callable[[dict[str, Tensor]], Any]:
 TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "missing": (lambda tensors: tensors.pop(KEY), f"{KEY} is missing"),
     "all-missing": (lambda tensors: tensors.clear(), "is missing"),
-    "wrong-shape": (lambda tensors: tensors.update({KEY: tensors[KEY][:, 1:].contiguous()}), f"{KEY} has shape [128, 31]"),
+    "wrong-shape": (
+        lambda tensors: tensors.update({KEY: tensors[KEY][:, 1:].contiguous()}),
+        f"{KEY} has shape [128, 31]",
+    ),
     "surplus": (lambda tensors: tensors.update({KEY + "2": torch.zeros(1)}), f"{KEY}2 belongs to nothing"),
     "surplus-elsewhere": (lambda tensors: tensors.update(model_ema=torch.zeros(1)), "'model_ema'"),
     "float64": (cast(torch.float64), f"{KEY!r} is torch.float64"),

@@ -1,4 +1,4 @@
-"""Schedule, forward process, DDIM and guidance against closed forms, numpy and Gaussians whose best denoiser is known."""
+"""Schedule, forward process, DDIM and guidance against closed forms, numpy, and the best denoiser of a Gaussian."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ def test_q_sample_takes_each_samples_own_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_split_undoes_q_sample_and_target(prediction: str, dtype: torch.dtype) -> None:
     schedule = Schedule(prediction=prediction)
-    x_0, noise, t = normal(5, 3, 4, 4).to(dtype), normal(5, 3, 4, 4, seed=1).to(dtype), torch.tensor([0, 1, 10, 300, 700])
+    x_0, noise, t = (
+        normal(5, 3, 4, 4).to(dtype),
+        normal(5, 3, 4, 4, seed=1).to(dtype),
+        torch.tensor([0, 1, 10, 300, 700]),
+    )
     x_t = schedule.q_sample(x_0, t, noise)
     found = schedule.split(x_t, t, schedule.target(x_0, t, noise))
     assert found[0].dtype == dtype

@@ -177,6 +177,7 @@ def test_time_embedding_is_cosines_then_sines(width: int) -> None:
         ({"num_head_channels": -1, "num_heads": -1}, "num_heads or num_head_channels"),
         ({"num_head_channels": 64}, "32 channels.*heads.*num_head_channels"),
         ({"use_spatial_transformer": True}, "context_dim"),
+        ({"resampler": "wavelet", "wavelet": "no-such"}, "'no-such'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

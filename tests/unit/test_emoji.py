@@ -1,0 +1,164 @@
+"""Building the emoji data set, from a tiny pair of packages laid out as npm's are."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.training import cli, emoji
+from spectral_diffusion.training.data import DataConfig, load
+
+
+def entry(code: str, caption: str, group: str = "food-drink", skintone: str = "") -> dict[str, Any]:
+    return {
+        "hexcode": code,
+        "annotation": caption,
+        "group": group,
+        "subgroups": "food-fruit",
+        "tags": "",
+        "skintone": skintone,
+        "emoji": "",
+    }
+
+
+ENTRIES = [
+    entry("1F34E", "red apple"),
+    entry("1F34B-FE0F", "lemon"),
+    entry("1F44B-1F3FB", "waving hand: light skin tone", skintone="1"),
+    entry("1F1E9-1F1EA", "flag: Germany", group="flags"),
+    entry("2660", "spade suit", group="symbols"),
+    entry("1F347", "grapes"),  # without a picture
+]
+
+
+def picture(colour: tuple[int, int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", size, colour).save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+PICTURES = {
+    "package/assets/1f34e.webp": picture((200, 0, 0, 255)),
+    "package/assets/1f34b.webp": picture((250, 250, 0, 0), (32, 64)),
+    "package/assets/1f44b-1f3fb.webp": picture((0, 0, 0, 255)),
+    "package/assets/1f1e9-1f1ea.webp": picture((0, 0, 0, 255)),
+    "package/assets/2660.webp": picture((0, 0, 0, 255)),
+    "package/assets/1f999.webp": picture((0, 0, 0, 255)),  # without a name
+    "package/es/1f34e.webp": b"elsewhere",
+    "package/package.json": b"{}",
+}
+
+
+def package(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def packages(folder: Path, entries: Sequence[dict[str, Any]] = ENTRIES) -> tuple[Path, Path]:
+    """The pictures' and the names' package."""
+    names = {"package/data/openmoji.json": json.dumps(list(entries)).encode()}
+    return package(folder / "pictures.tgz", PICTURES), package(folder / "names.tgz", names)
+
+
+def test_pictures_meet_their_names_and_the_rest_is_left_out(tmp_path: Path) -> None:
+    pictures, names = packages(tmp_path)
+    out = tmp_path / "new" / "emoji.tar"
+    counts = emoji.build(out, 16, pictures, names)
+    assert counts == {"images": 2, "groups": 1, "bytes": out.stat().st_size, "path": str(out)}
+    data = load(DataConfig(str(out), size=16))
+    assert data.captions == ("lemon", "red apple") and data.subgroups == ("food-fruit", "food-fruit")
+    assert data.images[1, :, 8, 8].tolist() == [200, 0, 0]
+    assert (data.images[0] == 255).all()  # clear over white
+    assert [file.name for file in out.parent.iterdir()] == ["emoji.tar"]
+
+
+def test_the_same_packages_give_the_same_bytes(tmp_path: Path) -> None:
+    pictures, names = packages(tmp_path)
+    emoji.build(tmp_path / "one.tar", 16, pictures, names)
+    emoji.build(tmp_path / "two.tar", 16, pictures, names)
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
+def test_the_command_says_what_it_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, names = packages(tmp_path)
+    given = ["--out", str(tmp_path / "emoji.tar"), "--pictures", str(pictures), "--names", str(names), "--size", "8"]
+    assert cli.main(["data", "emoji", *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 2
+
+
+def test_packages_that_do_not_belong_together_are_a_sentence(tmp_path: Path) -> None:
+    pictures, names = packages(tmp_path, [entry("1F600", "grinning face")])
+    with pytest.raises(SpectralError, match=r"No emoji of names\.tgz has a picture in pictures\.tgz"):
+        emoji.build(tmp_path / "emoji.tar", 16, pictures, names)
+    with pytest.raises(SpectralError, match=r"pictures\.tgz holds no package/data/openmoji\.json"):
+        emoji.build(tmp_path / "emoji.tar", 16, pictures, pictures)
+    assert not (tmp_path / "emoji.tar").exists()
+
+
+@pytest.mark.parametrize("damaged", ["pictures", "names"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut"])
+def test_a_damaged_package_is_named(damaged: str, damage: str, tmp_path: Path) -> None:
+    paths = dict(zip(("pictures", "names"), packages(tmp_path), strict=True))
+    content = paths[damaged].read_bytes()
+    paths[damaged].unlink()
+    if damage != "missing":
+        paths[damaged].write_bytes({"empty": b"", "text": b"not found", "cut": content[: len(content) // 2]}[damage])
+    with pytest.raises(SpectralError, match=rf"{damaged}\.tgz cannot be read as an npm package"):
+        emoji.build(tmp_path / "emoji.tar", 16, paths["pictures"], paths["names"])
+    assert not list(tmp_path.glob("emoji*"))
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    _, names = packages(tmp_path)
+    pictures = package(tmp_path / "pictures.tgz", PICTURES | {"package/assets/1f34e.webp": b"no picture"})
+    with pytest.raises(SpectralError, match=r"1f34e\.webp in .*pictures\.tgz"):
+        emoji.build(tmp_path / "emoji.tar", 16, pictures, names)
+
+
+def test_names_that_are_not_as_expected_are_a_sentence(tmp_path: Path) -> None:
+    pictures, _ = packages(tmp_path)
+    for content in (b"{not json", b'[{"hexcode": "1F34E"}]', b'["1F34E"]'):
+        names = package(tmp_path / "names.tgz", {"package/data/openmoji.json": content})
+        with pytest.raises(SpectralError, match=r"openmoji\.json of .*names\.tgz is not as expected"):
+            emoji.build(tmp_path / "emoji.tar", 16, pictures, names)
+
+
+def test_without_npm_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SpectralError, match=r"npm is needed to fetch .*fluent-emoji.*Node\.js"):
+        emoji.build(tmp_path / "emoji.tar")
+
+
+def test_an_npm_that_fails_is_a_sentence_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SpectralError, match=r"could not fetch .*fluent-emoji.*ENOTFOUND.*network"):
+        emoji.build(tmp_path / "emoji.tar")
+
+
+def test_npm_is_asked_for_both_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An npm that "packs" what lies at hand."""
+    pictures, names = packages(tmp_path)
+    npm = tmp_path / "npm"
+    npm.write_text(
+        "#!/bin/sh\n"
+        f'case "$3" in @lobehub/fluent-emoji-3d@*) /bin/cp {pictures} p.tgz; echo p.tgz;;'
+        f" openmoji@*) /bin/cp {names} n.tgz; echo n.tgz;; esac\n"
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert emoji.build(tmp_path / "emoji.tar", 8)["images"] == 2
