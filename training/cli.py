@@ -26,7 +26,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command("demo", "distil a small student from the default teacher and compare their spectra (minutes)"),
-    "data": Command("dataset", "build a data set that ships with the kit"),
+    "data": Command("data", "build a data set that ships with the kit"),
     "train-autoencoder": Command("train_autoencoder", "train an LDM first stage"),
     "train-teacher": Command("train_teacher", "train a small latent diffusion teacher"),
     "distill": Command("distill", "distil a wavelet-gated student from a teacher"),
@@ -102,7 +102,7 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
     parser.add_class_arguments(cls, fail_untyped=True)
     try:
         parsed = parser.parse_args(list(argv))
-        values = vars(parser.instantiate_classes(parsed))
+        values = vars(parser.instantiate(parsed))
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
         reason = " ".join(str(error).split())
         raise SpectralError(f"{reason.rstrip('.')}; see {parser.prog} --help.") from error

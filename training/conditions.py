@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
 from ..spectral.text import END, START
-from .data import ImageSet
+from .images import ImageSet
 
 
 def tokenize(texts: Sequence[str], length: int = 77) -> Tensor:

@@ -1,165 +1,26 @@
-"""Images with captions and groups, in memory, and batches of them in an order that a resumed run repeats exactly."""
+"""The command `data`: build a data set that ships with the kit from the packages that it comes from."""
 
 from __future__ import annotations
 
-import io
-import json
-import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
-
-from ..spectral.errors import SpectralError
-
-#: The emoji that ship with the kit (see `emoji.py` for how they are made).
-EMOJI64 = Path(__file__).parent / "datasets" / "emoji64.tar"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+from . import cli, emoji
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images a run sees.
-
-    Args:
-        path: a WebDataset shard (.tar) or a folder of images; "emoji64" is the set that ships with the kit.
-        size: side of the square that images are resized and centre-cropped to, in pixels.
-        subgroups: keep only images of these groups or subgroups (in a folder: sub-folders); a trailing "*" matches
-            any ending; empty keeps all.
-    """
-
-    path: str = "emoji64"
-    size: int = 64
-    subgroups: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise SpectralError(f"data.size is {self.size}; expected the side of the images in pixels.")
+def main(argv: Sequence[str]) -> None:
+    """The command `data`."""
+    parser = cli.Parser("data", __doc__)
+    parser.add_argument("name", choices=["emoji"], help="the data set")
+    parser.add_argument("--out", type=Path, default=Path("emoji64.tar"), help="the WebDataset shard to write")
+    parser.add_argument("--size", type=int, default=64, help="side of the square images, in pixels")
+    parser.add_argument("--pictures", type=Path, help=f"the .tgz of npm's {emoji.PICTURES}, when it is at hand")
+    parser.add_argument("--names", type=Path, help=f"the .tgz of npm's {emoji.NAMES}, when it is at hand")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    cli.report(emoji.build(arguments.out, arguments.size, arguments.pictures, arguments.names), arguments.json)
 
 
-@dataclass(frozen=True)
-class ImageSet(Dataset[int]):
-    """Images [N, 3, S, S] uint8 with a caption and a subgroup each. As a dataset it yields indices into itself."""
-
-    images: Tensor
-    captions: tuple[str, ...]
-    subgroups: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def floats(self, indices: Tensor | slice = slice(None)) -> Tensor:
-        """The chosen images as float32 in [−1, 1]."""
-        return self.images[indices].float().div_(127.5).sub_(1.0)
-
-
-def load(config: DataConfig) -> ImageSet:
-    """Read the images that `config` names, in the order of their file names.
-
-    Raises:
-        SpectralError: the path does not exist, is not readable, or nothing is left to train on.
-    """
-    path = EMOJI64 if config.path == "emoji64" else Path(config.path)
-    if not path.exists():
-        raise SpectralError(f"No data at {path}: expected a folder of images, a .tar shard, or the name emoji64.")
-    records = _read_shard(path) if path.is_file() else _read_folder(path)
-    images, captions, subgroups = [], [], []
-    for name, content, caption, groups in records:
-        if config.subgroups and not any(_matches(group, config.subgroups) for group in groups):
-            continue
-        images.append(_to_square(content, config.size, name))
-        captions.append(caption)
-        subgroups.append(groups[-1])
-    if not images:
-        wanted = f" in the groups {', '.join(config.subgroups)}" if config.subgroups else ""
-        raise SpectralError(f"{path} holds no images{wanted}: expected {', '.join(sorted(IMAGE_SUFFIXES))} files.")
-    return ImageSet(torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous(), tuple(captions), tuple(subgroups))
-
-
-def _matches(group: str, patterns: Sequence[str]) -> bool:
-    return any(group == p or (p.endswith("*") and group.startswith(p[:-1])) for p in patterns)
-
-
-def _to_square(content: bytes | Path, size: int, name: str) -> np.ndarray:
-    """Decode, put transparent parts over white, and resize and centre-crop to [size, size, 3] uint8."""
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-            picture = ImageOps.exif_transpose(file)
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-            picture = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise SpectralError(f"{name} cannot be read as an image ({reason}); remove it or replace it.") from error
-    if picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
-
-
-def _read_shard(path: Path) -> Iterator[tuple[str, bytes, str, tuple[str, ...]]]:
-    """(name, image file, caption, (group, subgroup)) of every sample of a WebDataset shard: NAME.webp|… + NAME.json."""
-    try:
-        with tarfile.open(path) as archive:
-            files = {member.name: member for member in archive if member.isfile()}
-            for name in sorted(files):
-                if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                about = {}
-                if (described := files.get(str(Path(name).with_suffix(".json")))) is not None:
-                    about = json.load(archive.extractfile(described))  # type: ignore[arg-type]
-                content = archive.extractfile(files[name]).read()  # type: ignore[union-attr]
-                groups = (str(about.get("group", "")), str(about.get("subgroup", "")))
-                yield f"{name} in {path}", content, str(about.get("caption", Path(name).stem)), groups
-    except (tarfile.TarError, ValueError, OSError, EOFError) as error:
-        raise SpectralError(f"{path} cannot be read as a tar shard of images ({error}).") from error
-
-
-def _read_folder(path: Path) -> Iterator[tuple[str, Path, str, tuple[str, ...]]]:
-    """(name, image path, caption, (sub-folder,)): the caption is a .txt beside the image, else its name in words."""
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            text = file.with_suffix(".txt")
-            try:
-                caption = text.read_text("utf-8").strip() if text.exists() else re.sub("[_-]", " ", file.stem)
-            except UnicodeDecodeError as error:
-                raise SpectralError(f"{text} is no caption: expected text in UTF-8 ({error.reason}).") from error
-            yield str(file), file, caption, (file.parent.name,)
-
-
-class ShuffledBatches(Sampler[list[int]]):
-    """Endless batches of indices: a fresh permutation of the data every epoch, a pure function of (seed, step).
-
-    Args:
-        length: number of items.
-        batch_size: items per batch; batches run across the ends of epochs, so that all have this size.
-        seed: of the permutations.
-        start: number of batches already used; a resumed run goes on with the very next one.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-        self.drop_last = True
-
-    def __iter__(self) -> Iterator[list[int]]:
-        position = self.start * self.batch_size
-        epoch, offset = divmod(position, self.length)
-        order = self._permutation(epoch)[offset:]
-        while True:
-            while len(order) < self.batch_size:
-                epoch += 1
-                order = order + self._permutation(epoch)
-            yield order[: self.batch_size]
-            order = order[self.batch_size :]
-
-    def _permutation(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.length, generator=generator).tolist()
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -21,8 +21,8 @@ from ..spectral import checkpoint
 from ..spectral.counting import parameters, unet_macs
 from ..spectral.spectrum import band_errors, fit_power_law, radial_spectrum
 from . import cli, figures
-from .data import DataConfig, ImageSet, load
 from .distill import DistillConfig, LossConfig, train
+from .images import DataConfig, ImageSet, load
 from .loop import RunConfig
 from .run import device
 from .sample import sample_checkpoint, write_images

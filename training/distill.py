@@ -22,7 +22,7 @@ from ..spectral.errors import SpectralError
 from ..spectral.unet import Tap, UNet, check
 from . import cli
 from .conditions import Conditions
-from .data import DataConfig, load
+from .images import DataConfig, load
 from .loop import RunConfig, check_dropout, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
 from .run import begin, device, is_main, summary

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..spectral.errors import SpectralError
-from .data import ShuffledBatches
+from .images import ShuffledBatches
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,14 @@ def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[
         for _ in range(run.accumulate):
             with accelerator.accumulate(prepared):
                 losses = prepared(next(batches))
+                statistics.add(losses)
                 accelerator.backward(losses["loss"])
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(prepared.parameters(), run.clip)
                 optimizer.step()
                 optimizer.zero_grad()
         ema.update()
-        statistics.add(step + 1, losses)
+        statistics.step(step + 1)
         if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
             with ema.applied(), keep_rng(run.seed):
                 preview(run.out / "previews" / f"{step + 1:06d}.png")
@@ -220,10 +221,14 @@ class Statistics:
         partial.replace(path)
         return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
 
-    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Count the losses of one batch."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.count += 1
+
+    def step(self, step: int) -> None:
+        """Count an optimizer step; write a line where one is due."""
         if self.active:
             self.bar.update()
         if due(step, self.run.log_every, self.run.steps):
@@ -232,7 +237,7 @@ class Statistics:
     def _write(self, step: int) -> None:
         seconds = time.perf_counter() - self.since
         line = {name: round((value / self.count).item(), 6) for name, value in self.sums.items()}
-        line["images_per_s"] = round(self.count * self.run.batch_size * self.run.accumulate / seconds, 2)
+        line["images_per_s"] = round(self.count * self.run.batch_size / seconds, 2)
         if not math.isfinite(line["loss"]):
             raise SpectralError(f"The loss is {line['loss']} at step {step}; start anew with a lower run.lr.")
         self.last = line
@@ -255,6 +260,8 @@ def _save(run: RunConfig, step: int, task: nn.Module, ema: EMA, optimizer: Any) 
     """Write a checkpoint beside its place, flush it to disk, move it there; then drop the oldest."""
     folder = run.out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
+    if not all(bool(torch.isfinite(p).all()) for p in ema.parameters):
+        raise SpectralError(f"The weights are not finite at step {step}; start anew with a lower run.lr.")
     inner = getattr(optimizer, "optimizer", optimizer)
     state = {
         "step": step,

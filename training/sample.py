@@ -17,7 +17,7 @@ from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from . import cli, figures
 from .conditions import tokenize
-from .data import ImageSet
+from .images import ImageSet
 from .loop import check_seed
 from .run import device
 

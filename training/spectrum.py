@@ -20,7 +20,7 @@ from torch import Tensor
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
 from . import cli
-from .data import EMOJI64, IMAGE_SUFFIXES
+from .images import EMOJI64, IMAGE_SUFFIXES
 
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
 

@@ -15,7 +15,7 @@ from ..spectral import autoencoder, checkpoint
 from ..spectral.config import FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from . import cli, figures
-from .data import DataConfig, ImageSet, load
+from .images import DataConfig, ImageSet, load
 from .loop import RunConfig, fit
 from .run import begin, is_main, summary
 

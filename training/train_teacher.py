@@ -19,7 +19,7 @@ from ..spectral.errors import SpectralError
 from ..spectral.unet import UNet, check
 from . import cli
 from .conditions import Conditions
-from .data import DataConfig, ImageSet, load
+from .images import DataConfig, ImageSet, load
 from .loop import RunConfig, check_dropout, fit
 from .run import begin, device, is_main, summary
 from .sample import preview_rows

@@ -16,8 +16,8 @@ from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.unet import Tap
 from spectral_diffusion.training import distill
 from spectral_diffusion.training.conditions import Conditions
-from spectral_diffusion.training.data import DataConfig, load
 from spectral_diffusion.training.distill import DistillConfig, DistillTask, LossConfig, TapConfig
+from spectral_diffusion.training.images import DataConfig, load
 from spectral_diffusion.training.loop import RunConfig
 from spectral_diffusion.training.losses import frequency_loss, spatial_loss, spectrum_weights
 from spectral_diffusion.training.train_autoencoder import latents

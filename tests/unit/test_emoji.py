@@ -14,7 +14,7 @@ from PIL import Image
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import cli, emoji
-from spectral_diffusion.training.data import DataConfig, load
+from spectral_diffusion.training.images import DataConfig, load
 
 
 def entry(code: str, caption: str, group: str = "food-drink", skintone: str = "") -> dict[str, Any]:

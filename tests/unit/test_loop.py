@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import loop
-from spectral_diffusion.training.data import ShuffledBatches
+from spectral_diffusion.training.images import ShuffledBatches
 
 from . import toy
 from .toy import Indices, Toy, config, no_preview
