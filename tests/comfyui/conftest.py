@@ -36,6 +36,3 @@ def write_checkpoints(folder: Path) -> None:
         models.write(folder / f"{kind}.safetensors", kind)
     models.write(folder / "vq.safetensors", "none", models.VQ_F4)
     models.write(folder / "half.safetensors", "text", dtype=torch.float16)
-    for name in ("emoji64-student.safetensors", "emoji64-teacher.safetensors"):
-        if not (distribution.REPOSITORY / "workflows" / "checkpoints" / name).exists():
-            models.write(folder / name, "text")

@@ -1,0 +1,54 @@
+"""The models that ship: small enough, described, and drawing what they are asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.training.images import DataConfig, load
+from spectral_diffusion.training.sample import sample_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+CHECKPOINTS = REPOSITORY / "workflows" / "checkpoints"
+LIMITS = {"teacher": 60e6, "student": 20e6}
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_file_is_small_and_says_how_it_was_made(kind: str) -> None:
+    path = CHECKPOINTS / f"emoji64-{kind}.safetensors"
+    file = checkpoint.read(path)
+    assert path.stat().st_size <= LIMITS[kind]
+    assert file.config.kind == kind
+    assert f"--config training/configs/emoji64-{kind}.yaml" in file.config.training["command"]
+    assert file.config.training["config"]["run"]["steps"] > 0
+    assert '"/' not in json.dumps(file.config.training), "the path of a machine"
+
+
+def test_student_names_the_teacher_that_ships() -> None:
+    student = checkpoint.read(CHECKPOINTS / "emoji64-student.safetensors")
+    assert student.config.teacher_sha256 == checkpoint.sha256(CHECKPOINTS / "emoji64-teacher.safetensors")
+    assert student.config.unet is not None and student.config.unet.resampler == "wavelet"
+
+
+@pytest.mark.parametrize(("kind", "least"), [("teacher", 0.8), ("student", 0.6)])
+def test_samples_are_nearest_to_the_picture_of_their_caption(kind: str, least: float) -> None:
+    """Chance would be 1 in 171: of 20 captions, evenly spaced, the nearest of all pictures is mostly their own."""
+    opened = checkpoint.load(CHECKPOINTS / f"emoji64-{kind}.safetensors")
+    data = load(DataConfig(subgroups=tuple(opened.config.training["config"]["data"]["subgroups"])))
+    chosen = torch.linspace(0, len(data) - 1, 20).long()
+    samples = sample_checkpoint(opened, [data.captions[i] for i in chosen], steps=20)
+    pictures = (data.floats() + 1) / 2
+    nearest = torch.cdist(samples.flatten(1), pictures.flatten(1)).argmin(1)
+    assert (nearest == chosen).float().mean() >= least
+
+
+def test_everything_that_the_documents_link_to_is_there() -> None:
+    for document in (*REPOSITORY.glob("*.md"), CHECKPOINTS / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
