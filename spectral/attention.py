@@ -140,7 +140,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = make.operations.GroupNorm(32, channels, eps=1e-6, **make.factory)
+        self.norm = make.norm(channels, eps=1e-6)
         project = make.linear if linear else lambda inputs, outputs: make.conv(inputs, outputs, kernel=1)
         self.proj_in = project(channels, channels)
         self.transformer_blocks = nn.ModuleList(

@@ -209,7 +209,7 @@ class FirstStage(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Image in [−1, 1], [B, 3, H, W] → latent [B, embed_dim, H/f, W/f], not yet scaled."""
-        raise NotImplementedError
+        return self.moments(image)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, embed_dim, h, w] → image [B, 3, h·f, w·f], about [−1, 1], not clamped."""
@@ -225,6 +225,7 @@ class AutoencoderKL(FirstStage):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def encode(self, image: Tensor) -> Tensor:
+        """The posterior's mode."""
         return self.posterior(image)[0]
 
 
@@ -235,9 +236,6 @@ class AutoencoderVQ(FirstStage):
         super().__init__(config)
         assert config.n_embed is not None  # checked above
         self.quantize = Codebook(config.n_embed, config.embed_dim)
-
-    def encode(self, image: Tensor) -> Tensor:
-        return self.moments(image)
 
     def decode(self, latent: Tensor) -> Tensor:
         return super().decode(self.quantize(latent))

@@ -28,6 +28,8 @@ class UNetConfig:
         resblock_updown: resampling lives inside residual blocks (lsun_churches).
         resampler: "conv" is LDM's own; "wavelet" is WG-Down and WG-Up (Section 5.1 of the paper).
         wavelet: filter bank of the wavelet resampler, by PyWavelets' name.
+        norm_groups: groups of every group normalisation, 32 in LDM. A network of 32 channels wants fewer: a group of
+            one channel loses the mean of that feature, and the picture its global colour.
     """
 
     in_channels: int
@@ -47,6 +49,7 @@ class UNetConfig:
     resblock_updown: bool = False
     resampler: Literal["conv", "wavelet"] = "conv"
     wavelet: str = "haar"
+    norm_groups: int = 32
 
 
 @dataclass(frozen=True)

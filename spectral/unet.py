@@ -47,8 +47,8 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Te
 class Layers:
     """Makes layers from `operations`, all of one dtype and on one device."""
 
-    def __init__(self, operations: Any, attention: Attention, dtype: Any, device: Any) -> None:
-        self.operations, self.attention = operations, attention
+    def __init__(self, operations: Any, attention: Attention, groups: int, dtype: Any, device: Any) -> None:
+        self.operations, self.attention, self.groups = operations, attention, groups
         self.factory = {"dtype": dtype, "device": device}
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -58,8 +58,8 @@ class Layers:
     def linear(self, inputs: int, outputs: int) -> nn.Module:
         return self.operations.Linear(inputs, outputs, **self.factory)  # type: ignore[no-any-return]
 
-    def norm(self, channels: int) -> nn.Module:
-        return self.operations.GroupNorm(32, channels, **self.factory)  # type: ignore[no-any-return]
+    def norm(self, channels: int, eps: float = 1e-5) -> nn.Module:
+        return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.factory)  # type: ignore[no-any-return]
 
 
 class ConvDown(nn.Module):
@@ -203,7 +203,7 @@ class UNet(nn.Module):
         check(config)
         self.config = config
         self.dtype = dtype or torch.get_default_dtype()
-        make = Layers(operations, attention, dtype, device)
+        make = Layers(operations, attention, config.norm_groups, dtype, device)
         width = config.model_channels
         self.embedding_width = 4 * width
         self.time_embed = nn.Sequential(
@@ -348,8 +348,11 @@ def check(config: UNetConfig) -> None:
     sizes = (config.in_channels, config.out_channels, config.model_channels, config.num_res_blocks)
     if not positive(sizes) or not config.channel_mult or not positive(config.channel_mult):
         raise SpectralError("A U-Net's channels, channel_mult and num_res_blocks must all be at least 1.")
-    if config.model_channels % 32:
-        raise SpectralError(f"model_channels is {config.model_channels}; group normalisation needs a multiple of 32.")
+    if config.norm_groups < 1 or config.model_channels % config.norm_groups:
+        raise SpectralError(
+            f"model_channels is {config.model_channels}; group normalisation needs a multiple of {config.norm_groups} "
+            "(norm_groups)."
+        )
     if config.num_heads < 1 and config.num_head_channels < 1:
         raise SpectralError("A U-Net's attention needs num_heads or num_head_channels; set one of them.")
     if config.use_spatial_transformer and not config.context_dim:

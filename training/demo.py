@@ -52,6 +52,7 @@ def demo(out: Path, steps: int, seed: int, sample_steps: int = 50) -> dict[str, 
         run=RunConfig(out / "runs" / "student", steps, batch_size=16, lr=1e-3, ema=0.99, seed=seed, preview_every=0),
         teacher=TEACHER,
         model_channels=32,
+        norm_groups=8,
         data=DATA,
         title="Demo student",
     )

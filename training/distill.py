@@ -74,6 +74,7 @@ class DistillConfig:
         model_channels: the student's width; everything else is the teacher's.
         resampler: "wavelet" (the paper's gating) or "conv" (LDM's own, for comparisons).
         wavelet: filter bank of the gating, by PyWavelets' name.
+        norm_groups: groups of the student's normalisations; fewer than LDM's 32 below 64 channels (see UNetConfig).
         data: the images.
         loss: weights and features of the distillation.
         dropout: how often the condition is replaced by the null one.
@@ -86,6 +87,7 @@ class DistillConfig:
     model_channels: int = 64
     resampler: Literal["wavelet", "conv"] = "wavelet"
     wavelet: str = "haar"
+    norm_groups: int = 32
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: float = 0.1
@@ -191,7 +193,11 @@ def train(config: DistillConfig) -> dict[str, Any]:
         raise SpectralError(
             f"The teacher was trained at {size} pixels, data.size is {config.data.size}; set it to {size}."
         )
-    unet = replace(presets.slim(teacher.config.unet, config.model_channels, config.resampler), wavelet=config.wavelet)
+    unet = replace(
+        presets.slim(teacher.config.unet, config.model_channels, config.resampler),
+        wavelet=config.wavelet,
+        norm_groups=config.norm_groups,
+    )
     check(unet)
     conditions = Conditions(teacher.config.conditioning, data)
     begin(config, config.run.out, config.run.seed)
