@@ -44,6 +44,7 @@ class Schedule:
         self.linear_start, self.linear_end, self.steps, self.prediction = linear_start, linear_end, steps, prediction
         self.betas = torch.linspace(linear_start**0.5, linear_end**0.5, steps, dtype=torch.float64) ** 2
         self.alphas_cumprod = torch.cumprod(1.0 - self.betas, dim=0)
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> Schedule:
@@ -51,8 +52,13 @@ class Schedule:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) for integer steps t [B], ready to multiply with `like` [B, …]."""
-        alphas = self.alphas_cumprod[t.cpu()].view(-1, *[1] * (like.dim() - 1))
-        return alphas.sqrt().to(like), (1.0 - alphas).sqrt().to(like)
+        key = (like.device, like.dtype)
+        if key not in self._tables:  # once, so that no training step waits for the other device
+            alphas = self.alphas_cumprod
+            self._tables[key] = (alphas.sqrt().to(like), (1.0 - alphas).sqrt().to(like))
+        signal, sigma = self._tables[key]
+        index, shape = t.to(like.device), (-1, *[1] * (like.dim() - 1))
+        return signal[index].view(shape), sigma[index].view(shape)
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The forward process (Eq. 2): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, for x_0 and noise [B, …] and t [B]."""

@@ -200,7 +200,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     )
     check(unet)
     conditions = Conditions(teacher.config.conditioning, data)
-    begin(config, config.run.out, config.run.seed)
+    begin(config)
     x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, conditions, config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"

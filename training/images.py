@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..spectral.errors import SpectralError
+from .pictures import SUFFIXES, decode, rgb
 
 #: The emoji that ship with the kit (see `emoji.py` for how they are made).
 EMOJI64 = Path(__file__).parent / "datasets" / "emoji64.tar"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load(config: DataConfig) -> ImageSet:
         subgroups.append(groups[-1])
     if not images:
         wanted = f" in the groups {', '.join(config.subgroups)}" if config.subgroups else ""
-        raise SpectralError(f"{path} holds no images{wanted}: expected {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+        raise SpectralError(f"{path} holds no images{wanted}: expected {', '.join(sorted(SUFFIXES))} files.")
     return ImageSet(torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous(), tuple(captions), tuple(subgroups))
 
 
@@ -90,16 +90,8 @@ def _matches(group: str, patterns: Sequence[str]) -> bool:
 
 
 def _to_square(content: bytes | Path, size: int, name: str) -> np.ndarray:
-    """Decode, put transparent parts over white, and resize and centre-crop to [size, size, 3] uint8."""
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-            picture = ImageOps.exif_transpose(file)
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-            picture = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise SpectralError(f"{name} cannot be read as an image ({reason}); remove it or replace it.") from error
+    """Resize and centre-crop to [size, size, 3] uint8."""
+    picture = decode(lambda: io.BytesIO(content) if isinstance(content, bytes) else content.open("rb"), name, rgb)
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(picture)
@@ -111,7 +103,7 @@ def _read_shard(path: Path) -> Iterator[tuple[str, bytes, str, tuple[str, ...]]]
         with tarfile.open(path) as archive:
             files = {member.name: member for member in archive if member.isfile()}
             for name in sorted(files):
-                if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                if Path(name).suffix.lower() not in SUFFIXES:
                     continue
                 about = {}
                 if (described := files.get(str(Path(name).with_suffix(".json")))) is not None:
@@ -126,7 +118,7 @@ def _read_shard(path: Path) -> Iterator[tuple[str, bytes, str, tuple[str, ...]]]
 def _read_folder(path: Path) -> Iterator[tuple[str, Path, str, tuple[str, ...]]]:
     """(name, image path, caption, (sub-folder,)): the caption is a .txt beside the image, else its name in words."""
     for file in sorted(path.rglob("*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if file.suffix.lower() in SUFFIXES:
             text = file.with_suffix(".txt")
             try:
                 caption = text.read_text("utf-8").strip() if text.exists() else re.sub("[_-]", " ", file.stem)

@@ -127,8 +127,6 @@ def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[
     optimizer = torch.optim.AdamW(trained, lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, 0.99), fused=True)
     ema = EMA(task, run.ema)
     start = _restore(run.out, task, ema, optimizer)
-    if start > run.steps:
-        raise SpectralError(f"{run.out} has {start} steps already; ask for more than that, or choose another run.out.")
     used = start * run.accumulate * accelerator.num_processes
     sampler = ShuffledBatches(len(data), run.batch_size, run.seed, used)  # type: ignore[arg-type]
     # A generator of its own: by default a loader draws from the random stream that the checkpoint has just restored.
@@ -277,13 +275,13 @@ def _save(run: RunConfig, step: int, task: nn.Module, ema: EMA, optimizer: Any) 
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / f"{step:08d}.pt")
-    for old in sorted(folder.glob("*.pt"))[: -run.keep]:
+    for old in sorted(folder.glob("[0-9]*.pt"))[: -run.keep]:
         old.unlink()
 
 
 def _restore(out: Path, task: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
     """Load the newest checkpoint of the folder, if any, and say how many steps it had."""
-    files = sorted((out / "checkpoints").glob("*.pt"))
+    files = sorted((out / "checkpoints").glob("[0-9]*.pt"))
     if not files:
         return 0
     try:

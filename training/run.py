@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import platform
@@ -56,37 +57,54 @@ def is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def begin(config: Any, out: Path, seed: int) -> None:
+def begin(config: Any) -> None:
     """Start a run, or go on with it: write what it is into its folder, and seed the weights that are made next.
 
+    Args:
+        config: the run's configuration; its `run` (loop.RunConfig) names the folder, the steps and the seed.
+
     Raises:
-        SpectralError: the folder has checkpoints of a run with other settings; the first that differs is named.
+        SpectralError: the folder has checkpoints of a run with other settings (the first that differs is named), or
+            of one with more steps than are asked for.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(config.run.seed)
+    commit = git_commit()  # of the code that runs, not of what the checkout has become when the run ends
     if not is_main():
         return
-    if any((out / "checkpoints").glob("*.pt")) and (out / "config.yaml").exists():
-        before = yaml.safe_load((out / "config.yaml").read_text())
-        for key, value in _leaves(plain(config)):
-            if key.split(".")[-1] not in FREE and dict(_leaves(before)).get(key, value) != value:
-                raise SpectralError(
-                    f"{out} holds a run with {key} = {dict(_leaves(before))[key]!r}, not {value!r}; "
-                    "set it back to go on with that run, or choose another run.out."
-                )
+    out: Path = config.run.out
+    check_resumable(config, out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
     environment = {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "git": _git_commit(),
+        "git": commit,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
 
 
-def _git_commit() -> str | None:
-    """The commit that the kit runs from, when it runs from a checkout."""
+def check_resumable(config: Any, out: Path) -> None:
+    """That a run in `out`, if there is one, can go on with this configuration; raises as `begin`."""
+    checkpoints = sorted((out / "checkpoints").glob("[0-9]*.pt"))
+    if not checkpoints or not (out / "config.yaml").exists():
+        return
+    before = dict(_leaves(yaml.safe_load((out / "config.yaml").read_text())))
+    for key, value in _leaves(plain(config)):
+        if key.split(".")[-1] not in FREE and before.get(key, value) != value:
+            raise SpectralError(
+                f"{out} holds a run with {key} = {before[key]!r}, not {value!r}; "
+                "set it back to go on with that run, or choose another run.out."
+            )
+    done = int(checkpoints[-1].stem)
+    if done > config.run.steps:
+        raise SpectralError(f"{out} has {done} steps already; ask for more than that, or choose another run.out.")
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit that this process runs from, when that is a checkout; as it was when it was first asked for."""
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
@@ -105,5 +123,5 @@ def summary(config: Any, statistics: dict[str, float], images: int) -> dict[str,
         "config": plain(config, names=True),
         "images": images,
         "statistics": statistics,
-        "git": _git_commit(),
+        "git": git_commit(),
     }

@@ -11,16 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
 from . import cli
-from .images import EMOJI64, IMAGE_SUFFIXES
+from .images import EMOJI64
+from .pictures import SUFFIXES, T, decode, floats
 
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
 
@@ -138,7 +137,7 @@ class _Picture:
     """An image that is on disk: where it is, and how to open it."""
 
     name: str
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], IO[bytes]]
 
     def size(self) -> tuple[int, int]:
         """(height, width) from the header."""
@@ -152,27 +151,10 @@ class _Picture:
 
     def load(self) -> Tensor:
         """[1, 3, H, W] in [0, 1]."""
-        return torch.from_numpy(self._decoded(_pixels)).movedim(-1, 0)[None]
+        return torch.from_numpy(self._decoded(floats)).movedim(-1, 0)[None]
 
-    def _decoded(self, read: Callable[[Image.Image], Any]) -> Any:
-        try:
-            with self.open() as file, Image.open(file) as image:  # type: ignore[union-attr]
-                return read(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, tarfile.TarError) as error:
-            raise SpectralError(
-                f"{self.name} cannot be read as an image ({error}); remove it or replace it."
-            ) from error
-
-
-def _pixels(image: Image.Image) -> npt.NDArray[np.float32]:
-    """[H, W, 3] float32 in [0, 1]; 16-bit grey keeps its 16 bits."""
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image, dtype=np.float32)[..., None] / 65535
-        return np.repeat(grey.astype(np.float32), 3, axis=-1)
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    colours: npt.NDArray[np.float32] = np.asarray(image.convert("RGB"), dtype=np.float32)
-    return colours / np.float32(255)
+    def _decoded(self, read: Callable[[Image.Image], T]) -> T:
+        return decode(self.open, self.name, read)
 
 
 def _find(path: str, archives: ExitStack) -> list[_Picture]:
@@ -180,14 +162,14 @@ def _find(path: str, archives: ExitStack) -> list[_Picture]:
     if not place.exists():
         raise SpectralError(f"No images at {place}: expected an image, a folder of images or a .tar shard.")
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
         found = [_on_disk(file) for file in files]
     elif place.suffix.lower() == ".tar":
         found = list(_members(place, archives))
     else:
         return [_on_disk(place)]
     if not found:
-        raise SpectralError(f"{place} holds no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+        raise SpectralError(f"{place} holds no images: expected {', '.join(sorted(SUFFIXES))} files.")
     return found
 
 
@@ -204,8 +186,8 @@ def _members(shard: Path, archives: ExitStack) -> Iterator[_Picture]:
             f"{shard} cannot be read as a tar shard ({error}); replace it by a complete one."
         ) from error
     for member in members:
-        if Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-            yield _Picture(f"{shard}:{member.name}", partial(archive.extractfile, member))
+        if Path(member.name).suffix.lower() in SUFFIXES:
+            yield _Picture(f"{shard}:{member.name}", partial(archive.extractfile, member))  # type: ignore[arg-type]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -87,7 +87,7 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
             f"data.size is {config.data.size}; this first stage needs a multiple of {config.first_stage.downscale}."
         )
     data = load(config.data)
-    begin(config, config.run.out, config.run.seed)
+    begin(config)
     task = AutoencoderTask(config, data)
     shown = slice(0, 12) if len(data) < 24 else slice(0, len(data), len(data) // 12)
 

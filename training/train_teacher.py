@@ -98,7 +98,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     config = replace(config, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
     conditions = Conditions(config.conditioning, data)
-    begin(config, config.run.out, config.run.seed)
+    begin(config)
     x_0 = latents(base.first_stage, data, device()) * base.config.scale_factor
     task = DenoisingTask(config, x_0, conditions)
     about = ModelConfig(
@@ -132,6 +132,8 @@ def check_fit(config: TeacherConfig, first_stage: FirstStageConfig) -> None:
     Raises:
         SpectralError: names the setting, or the two that do not go together.
     """
+    if config.conditioning.kind == "external":
+        raise SpectralError("conditioning.kind external has nothing to train with; set it to none, class or text.")
     check(config.unet)
     conditioning.check(config.conditioning)
     Schedule.from_config(config.schedule)

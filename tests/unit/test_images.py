@@ -123,6 +123,13 @@ def test_transparent_parts_go_over_white(tmp_path: Path) -> None:
     assert images[1:, :, 0, 0].tolist() == [[200, 0, 0], [200, 0, 0]] and (images[0, :, :8] < 100).all()
 
 
+def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image = load(DataConfig(str(tmp_path), size=16)).images[0]
+    assert torch.equal(image, torch.from_numpy((values / 257).round().astype(np.uint8)).expand(3, 16, 16))
+
+
 def test_any_picture_becomes_a_square(tmp_path: Path) -> None:
     """Cropped in the middle: of a wide picture in three stripes, the middle one stays."""
     wide = np.zeros((20, 60, 3), np.uint8)

@@ -160,8 +160,11 @@ def test_a_run_goes_on_only_as_what_it_was(
     assert {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()} == before
     assert cli.main(["distill", "--config", "config.yaml", "--run.steps", "6"]) == 0
     steps = [json.loads(line)["step"] for line in Path("run/statistics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    before = {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()}
     capsys.readouterr()
-    assert steps == [2, 4, 6] and "has 6 steps already" in refusal(["distill", "--config", "config.yaml"], capsys)
+    assert "has 6 steps already" in refusal(["distill", "--config", "config.yaml"], capsys)
+    assert {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()} == before
 
 
 def test_a_run_without_its_required_settings_says_which(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +218,7 @@ TRANSFORMER = ["--unet.use_spatial_transformer", "true", "--unet.context_dim", "
         (["--conditioning.kind", "class", *TRANSFORMER], "context_dim is 8, but conditioning.width 16"),
         (["--autoencoder", "unet.safetensors"], "unet.safetensors holds no first stage"),
         (["--schedule.linear_end", "3"], "0 < β < 1"),
+        (["--conditioning.kind", "external", *TRANSFORMER], "external has nothing to train"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -124,6 +124,18 @@ def test_attention_weights_are_stored_as_ldms_1d_convolutions_and_read_either_wa
     assert torch.equal(network.state_dict()[name], state[name])
 
 
+@every_config
+def test_every_normalisation_has_the_groups_that_the_configuration_says(config: UNetConfig) -> None:
+    """And they are heard: the same weights in wider groups make other pictures."""
+    wide = unet(replace(config, norm_groups=8))
+    norms = [module for module in wide.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) > 10 and {norm.num_groups for norm in norms} == {8}
+    narrow = unet(config)
+    narrow.load_state_dict(wide.state_dict())
+    given = inputs(config)
+    assert (wide(*given) - narrow(*given)).abs().mean() > 1e-3
+
+
 def test_a_fresh_network_predicts_zero() -> None:
     """The last convolution starts at zero, as LDM's does."""
     assert torch.count_nonzero(UNet(BASE)(*inputs(BASE))) == 0
@@ -174,6 +186,8 @@ def test_time_embedding_is_cosines_then_sines(width: int) -> None:
         ({"channel_mult": (1, 0)}, "at least 1"),
         ({"num_res_blocks": 0}, "num_res_blocks"),
         ({"model_channels": 48}, "48.*multiple of 32"),
+        ({"norm_groups": 12}, "32.*multiple of 12"),
+        ({"norm_groups": 0}, "norm_groups"),
         ({"num_head_channels": -1, "num_heads": -1}, "num_heads or num_head_channels"),
         ({"num_head_channels": 64}, "32 channels.*heads.*num_head_channels"),
         ({"use_spatial_transformer": True}, "context_dim"),
