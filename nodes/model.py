@@ -57,8 +57,13 @@ class NativeUNet(UNet):
         """Latent [B, C, H, W] in ComfyUI's scale, time steps [B] → noise or velocity of the same shape.
 
         Raises:
-            SpectralError: a ControlNet is connected; none exists for these networks.
+            SpectralError: a ControlNet is connected (none exists for these networks), or a latent of another model.
         """
+        if x.shape[1] != self.config.in_channels:
+            raise SpectralError(
+                f"This model takes latents of {self.config.in_channels} channels, the connected one has {x.shape[1]}; "
+                "use Empty Latent (Spectral Diffusion) with this MODEL, or VAE Encode with the VAE beside it."
+            )
         if control is not None:
             raise SpectralError("A Spectral Diffusion model takes no ControlNet; disconnect Apply ControlNet.")
         return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None)

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import autoencoder
+from . import autoencoder, conditioning
 from .config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
 from .diffusion import Schedule
 from .errors import SpectralError
 from .unet import UNet
+from .unet import check as check_unet
 
 UNET, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 METADATA_KEY = "spectral_diffusion"
@@ -76,11 +78,13 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
     """Open a checkpoint without building anything.
 
     Raises:
-        SpectralError: the file is missing, damaged, not safetensors, not one of ours, or from a newer version.
+        SpectralError: the file is missing, damaged, not safetensors, not one of ours, or from a newer version; or it
+            describes what cannot be built.
     """
     path = Path(path)
     tensors, metadata = _read_safetensors(path)
     config = _read_config(path, metadata)
+    check(config, path.name)
     for name, tensor in tensors.items():
         if not name.startswith((UNET, FIRST_STAGE, CONDITIONER)):
             raise SpectralError(
@@ -101,22 +105,48 @@ def load(
     Raises:
         SpectralError: as `read`; or a tensor is missing, left over, or has another shape than its configuration says.
     """
-    from . import conditioning
-
     file = read(path)
     config = file.config
-    try:
-        with torch.device("meta"):
-            unet = UNet(config.unet) if config.unet is not None else None
-            first_stage = autoencoder.build(config.first_stage) if config.first_stage is not None else None
-            conditioner = conditioning.build(config.conditioning)
-        schedule = Schedule.from_config(config.schedule)
-    except SpectralError as error:
-        raise SpectralError(f"{file.path.name} describes what cannot be built: {error}") from error
+    with torch.device("meta"):
+        unet = UNet(config.unet) if config.unet is not None else None
+        first_stage = autoencoder.build(config.first_stage) if config.first_stage is not None else None
+        conditioner = conditioning.build(config.conditioning)
+    schedule = Schedule.from_config(config.schedule)
     parts = ((unet, UNET), (first_stage, FIRST_STAGE), (conditioner, CONDITIONER))
     for module, prefix in parts:
         fill(module, file.part(prefix), f"{file.path.name}: {prefix}", device, dtype)
     return Checkpoint(config, schedule, unet, first_stage, conditioner, file)
+
+
+def check(config: ModelConfig, name: str) -> None:
+    """That a model can be built, and that its parts go together.
+
+    Args:
+        name: of the file, for the sentence.
+
+    Raises:
+        SpectralError: names the setting, or the two that do not fit.
+    """
+    unet, stage, condition = config.unet, config.first_stage, config.conditioning
+    try:
+        if unet is not None:
+            check_unet(unet)
+        if stage is not None:
+            autoencoder.check(stage)
+        conditioning.check(condition)
+        Schedule.from_config(config.schedule)
+        if not 0 < config.scale_factor < math.inf:
+            raise SpectralError(f"scale_factor is {config.scale_factor}; expected a positive number.")
+        if unet is not None and stage is not None and unet.in_channels != stage.embed_dim:
+            raise SpectralError(
+                f"its U-Net takes latents of {unet.in_channels} channels, its first stage makes {stage.embed_dim}."
+            )
+        if unet is not None and unet.use_spatial_transformer and unet.context_dim != condition.width:
+            raise SpectralError(
+                f"its U-Net attends to a context of width {unet.context_dim}, its conditioner makes {condition.width}."
+            )
+    except SpectralError as error:
+        raise SpectralError(f"{name} describes what cannot be built: {error}") from error
 
 
 def fill(

@@ -42,6 +42,11 @@ def check(config: ConditioningConfig) -> None:
         raise SpectralError(f"conditioning.width is {config.width}; set it to the U-Net's context_dim.")
     if config.kind == "class" and config.n_classes < 1:
         raise SpectralError(f"conditioning.n_classes is {config.n_classes}; a class embedder needs at least 1.")
+    if config.kind == "class" and config.class_names and len(config.class_names) >= config.n_classes:
+        raise SpectralError(
+            f"conditioning.n_classes is {config.n_classes} for {len(config.class_names)} class_names; "
+            f"set it to {len(config.class_names) + 1}: the last class is the null class."
+        )
     if config.kind == "text" and min(config.layers, config.heads) < 1:
         raise SpectralError("A text tower needs conditioning.layers and heads of at least 1.")
     if config.kind == "text" and config.context_length != 77:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import wavelet as wavelets
+from .resampling import Resampler
 
 
 class WaveletGate(nn.Module):
@@ -35,7 +36,7 @@ class WaveletGate(nn.Module):
         return torch.sigmoid(scores).unflatten(1, (4, self.gated))
 
 
-class WaveletDown(nn.Module):
+class WaveletDown(Resampler):
     """WG-Down: X' = Σ_b g_b ⊙ DWT_b(X). [B, C, H, W] → [B, C, ⌈H/2⌉, ⌈W/2⌉]; an odd side repeats its last row.
 
     Args:
@@ -48,7 +49,7 @@ class WaveletDown(nn.Module):
         self.wavelet = wavelet
         self.gate = WaveletGate(channels, channels, operations, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         gates = self.gate(x)
         if self.wavelet == "haar":
             return _gated_haar_down(x, gates)
@@ -56,7 +57,7 @@ class WaveletDown(nn.Module):
         return (bands * gates[..., None, None]).sum(1)
 
 
-class WaveletUp(nn.Module):
+class WaveletUp(Resampler):
     """WG-Up: the channels are four bands of C/4; gate each, IDWT to twice the size, then a 1×1 convolution C/4 → C.
 
     Args:

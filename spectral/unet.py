@@ -20,6 +20,7 @@ from .attention import Attention, SelfAttention, SpatialTransformer, scaled_dot_
 from .config import UNetConfig
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
+from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler
 
 
 @dataclass(frozen=True)
@@ -62,46 +63,6 @@ class Layers:
         return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.factory)  # type: ignore[no-any-return]
 
 
-class ConvDown(nn.Module):
-    """LDM's down-sampling: a 3×3 convolution of stride 2."""
-
-    def __init__(self, channels: int, make: Layers) -> None:
-        super().__init__()
-        self.op = make.conv(channels, channels, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class ConvUp(nn.Module):
-    """LDM's up-sampling: nearest neighbour to twice the size (or to `size`), then a 3×3 convolution."""
-
-    def __init__(self, channels: int, make: Layers) -> None:
-        super().__init__()
-        self.conv = make.conv(channels, channels)
-
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return self.conv(_nearest(x, size))
-
-
-class PoolDown(nn.Module):
-    """The down-sampling inside residual blocks: 2×2 average; an odd last row or column stands alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2, ceil_mode=True)
-
-
-class NearestUp(nn.Module):
-    """The up-sampling inside residual blocks: nearest neighbour."""
-
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return _nearest(x, size)
-
-
-def _nearest(x: Tensor, size: tuple[int, int] | None) -> Tensor:
-    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
-
-
 class ResBlock(nn.Module):
     """Residual block with the time embedding added (or as scale and shift) between its two convolutions.
 
@@ -116,7 +77,7 @@ class ResBlock(nn.Module):
         embedding: int,
         make: Layers,
         scale_shift: bool,
-        resample: Callable[[], nn.Module] | None = None,
+        resample: Callable[[], Resampler] | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift, self.resamples = scale_shift, resample is not None
@@ -132,8 +93,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         h = self.in_layers[1](self.in_layers[0](x))
         if self.resamples:
-            up = () if isinstance(self.h_upd, (WaveletDown, PoolDown)) else (size,)
-            h, x = self.h_upd(h, *up), self.x_upd(x, *up)
+            h, x = self.h_upd(h, size), self.x_upd(x, size)
         h = self.in_layers[2](h)
         shift = self.emb_layers(embedding)[..., None, None]
         if self.scale_shift:
@@ -151,24 +111,25 @@ class Block(nn.Sequential):
     def features(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
         """Everything but a resampler at the end."""
         for layer in self:
+            if _resamples(layer):
+                break
             if isinstance(layer, ResBlock):
-                if layer.resamples:
-                    break
                 h = layer(h, embedding)
-            elif isinstance(layer, SpatialTransformer):
-                h = layer(h, context)
-            elif not isinstance(layer, (ConvUp, ConvDown, WaveletUp, WaveletDown)):
-                h = layer(h)
+            else:
+                h = layer(h, context) if isinstance(layer, SpatialTransformer) else layer(h)
         return h
 
     def resample(self, h: Tensor, embedding: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """The resampler at the end, if there is one; `size` is what going up should arrive at."""
         last = self[-1]
-        if isinstance(last, ResBlock) and last.resamples:
-            return last(h, embedding, size)
-        if isinstance(last, (ConvUp, WaveletUp)):
-            return last(h, size)
-        return last(h) if isinstance(last, (ConvDown, WaveletDown)) else h
+        if not _resamples(last):
+            return h
+        return last(h, embedding, size) if isinstance(last, ResBlock) else last(h, size)
+
+
+def _resamples(layer: nn.Module) -> bool:
+    """Whether a layer changes the resolution."""
+    return layer.resamples if isinstance(layer, ResBlock) else isinstance(layer, Resampler)
 
 
 class Blocks(nn.ModuleList):
@@ -235,14 +196,14 @@ class UNet(nn.Module):
             channels, heads, config.context_dim, config.transformer_depth, config.use_linear_in_transformer, make
         )
 
-    def _resampler(self, up: bool, channels: int, make: Layers) -> nn.Module:
+    def _resampler(self, up: bool, channels: int, make: Layers) -> Resampler | ResBlock:
         """The layer that changes the resolution, alone or inside a residual block."""
         config = self.config
         kind: Any
         if config.resampler == "wavelet":
             kind = WaveletUp if up else WaveletDown
 
-            def resample() -> nn.Module:
+            def resample() -> Resampler:
                 return kind(channels, config.wavelet, make.operations, **make.factory)  # type: ignore[no-any-return]
 
             return self._residual(channels, channels, make, resample) if config.resblock_updown else resample()
@@ -357,8 +318,15 @@ def check(config: UNetConfig) -> None:
         raise SpectralError("A U-Net's attention needs num_heads or num_head_channels; set one of them.")
     if config.use_spatial_transformer and not config.context_dim:
         raise SpectralError("use_spatial_transformer needs context_dim, the width of the context; set it.")
-    if config.resampler == "wavelet" and config.wavelet != "haar":
-        wavelets.filter_bank(config.wavelet)
+    if config.resampler == "wavelet":
+        if config.wavelet != "haar":
+            wavelets.filter_bank(config.wavelet)
+        for mult in config.channel_mult:
+            if config.model_channels * mult % 4:
+                raise SpectralError(
+                    f"{config.model_channels * mult} channels do not split into the four bands of a wavelet; choose "
+                    "model_channels and channel_mult whose products are multiples of 4."
+                )
     attending = [mult for i, mult in enumerate(config.channel_mult) if 2**i in config.attention_resolutions]
     for mult in (*attending, config.channel_mult[-1]):  # the middle block always attends
         width = config.model_channels * mult

@@ -78,11 +78,15 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are one sentence and exit code 2."""
+    """argparse, whose errors are a SpectralError of one sentence."""
 
     def __init__(self, command: str, description: str | None) -> None:
         formatter = argparse.ArgumentDefaultsHelpFormatter
         super().__init__(f"spectral-diffusion {command}", description=description, formatter_class=formatter)
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Options may stand before, between and after what they are options of."""
+        return self.parse_intermixed_args(argv)
 
     def error(self, message: str) -> Any:
         raise SpectralError(f"{message[0].upper()}{message[1:]}; see {self.prog} --help.")
@@ -104,14 +108,20 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
         parsed = parser.parse_args(list(argv))
         values = vars(parser.instantiate(parsed))
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).replace('"<unicode string>"', " or ".join(_configs(argv)))
         raise SpectralError(f"{reason.rstrip('.')}; see {parser.prog} --help.") from error
     except UnicodeDecodeError as error:
-        given = " or ".join(path for option, path in itertools.pairwise(argv) if option == "--config")
+        given = " or ".join(_configs(argv))
         raise SpectralError(f"{given} is no YAML file; give the configuration of a run to --config.") from error
     json_wanted = values.pop("json")
     values.pop("config")
     return cls(**values), json_wanted
+
+
+def _configs(argv: Sequence[str]) -> list[str]:
+    """The files that the command line gives to --config."""
+    apart = [value for option, value in itertools.pairwise(argv) if option == "--config"]
+    return apart + [text.removeprefix("--config=") for text in argv if text.startswith("--config=")]
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:

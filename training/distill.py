@@ -22,12 +22,11 @@ from ..spectral.errors import SpectralError
 from ..spectral.unet import Tap, UNet, check
 from . import cli
 from .conditions import Conditions
-from .images import DataConfig, load
+from .images import DataConfig, latents, load
 from .loop import RunConfig, check_dropout, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
-from .train_autoencoder import latents
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     )
     check(unet)
     conditions = Conditions(teacher.config.conditioning, data)
-    begin(config)
+    begin(config, teacher=teacher.file.sha256)
     x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, conditions, config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"

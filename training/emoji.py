@@ -42,6 +42,8 @@ def build(out: Path, size: int = 64, pictures: Path | None = None, names: Path |
     Raises:
         SpectralError: npm is missing or fails, or a package does not hold what is expected.
     """
+    if size < 1:
+        raise SpectralError(f"--size is {size}; expected the side of the pictures in pixels, at least 1.")
     with tempfile.TemporaryDirectory() as folder:
         pictures = pictures or _npm_pack(PICTURES, Path(folder))
         names = names or _npm_pack(NAMES, Path(folder))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum
+from .files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -224,7 +225,6 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
 def _write(path: Path, content: io.BytesIO) -> None:
     """The finished file or none: a figure that fails half way leaves nothing behind."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.getvalue())
+        write_whole(path, content.getvalue())
     except OSError as error:
         raise SpectralError(f"{path} cannot be written ({error}); choose another place.") from error

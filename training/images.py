@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from ..spectral.errors import SpectralError
@@ -108,6 +108,8 @@ def _read_shard(path: Path) -> Iterator[tuple[str, bytes, str, tuple[str, ...]]]
                 about = {}
                 if (described := files.get(str(Path(name).with_suffix(".json")))) is not None:
                     about = json.load(archive.extractfile(described))  # type: ignore[arg-type]
+                    if not isinstance(about, dict):
+                        raise ValueError(f"{described.name} should hold an object, not {type(about).__name__}")
                 content = archive.extractfile(files[name]).read()  # type: ignore[union-attr]
                 groups = (str(about.get("group", "")), str(about.get("subgroup", "")))
                 yield f"{name} in {path}", content, str(about.get("caption", Path(name).stem)), groups
@@ -125,6 +127,13 @@ def _read_folder(path: Path) -> Iterator[tuple[str, Path, str, tuple[str, ...]]]
             except UnicodeDecodeError as error:
                 raise SpectralError(f"{text} is no caption: expected text in UTF-8 ({error.reason}).") from error
             yield str(file), file, caption, (file.parent.name,)
+
+
+@torch.no_grad()
+def latents(first_stage: nn.Module, data: ImageSet, device: torch.device | str = "cpu", batch: int = 64) -> Tensor:
+    """The (unscaled) latents of all images, [N, C, h, w] float32 on the CPU."""
+    parts = [data.floats(slice(i, i + batch)).to(device) for i in range(0, len(data), batch)]
+    return torch.cat([first_stage.encode(part).float().cpu() for part in parts])  # type: ignore[operator]
 
 
 class ShuffledBatches(Sampler[list[int]]):

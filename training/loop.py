@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..spectral.errors import SpectralError
+from .files import write_whole
 from .images import ShuffledBatches
 
 
@@ -47,7 +48,7 @@ class RunConfig:
         accumulate: batches per optimizer step.
         log_every: steps between lines in statistics.jsonl and TensorBoard.
         preview_every: steps between preview grids; 0 makes none.
-        checkpoint_every: steps between checkpoints; the last one is always kept.
+        checkpoint_every: steps between checkpoints; 0 makes one at the end alone.
         keep: how many checkpoints stay on disk.
     """
 
@@ -72,6 +73,14 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
+        for name in ("warmup", "weight_decay", "preview_every", "checkpoint_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 0.")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SpectralError(f"run.{name} is {getattr(self, name)}; expected more than 0.")
+        if not 0 <= self.ema < 1:
+            raise SpectralError(f"run.ema is {self.ema}; expected 0 (no averaging) up to, but not, 1.")
         check_seed(self.seed)
 
 
@@ -150,7 +159,7 @@ def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[
         if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
             with ema.applied(), keep_rng(run.seed):
                 preview(run.out / "previews" / f"{step + 1:06d}.png")
-        if accelerator.is_main_process and due(step + 1, run.checkpoint_every, run.steps):
+        if accelerator.is_main_process and due(step + 1, run.checkpoint_every or run.steps, run.steps):
             _save(run, step + 1, task, ema, optimizer)
     statistics.close()
     torch._foreach_copy_([p.data for p in ema.parameters], ema.average)
@@ -214,9 +223,7 @@ class Statistics:
             with suppress(json.JSONDecodeError):
                 line = json.loads(text)
                 kept += [line] if line["step"] <= start else []
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
 
     def add(self, losses: dict[str, Tensor]) -> None:

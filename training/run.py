@@ -19,9 +19,14 @@ import yaml
 from accelerate import PartialState
 
 from ..spectral.errors import SpectralError
+from .files import write_whole
 
-#: Settings that may change when a run goes on: they do not change what is learnt, or only how far.
-FREE = {"out", "steps", "log_every", "preview_every", "checkpoint_every", "keep", "title", "license"}
+#: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher and
+#: a first stage it is the content that must stay, wherever the file lies.
+FREE = {
+    *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep")),
+    *("title", "license", "teacher", "autoencoder"),
+}
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 
 
@@ -57,49 +62,75 @@ def is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def begin(config: Any) -> None:
+def begin(config: Any, **inputs: str) -> None:
     """Start a run, or go on with it: write what it is into its folder, and seed the weights that are made next.
 
     Args:
         config: the run's configuration; its `run` (loop.RunConfig) names the folder, the steps and the seed.
+        inputs: SHA-256 of the files that it learns from, by what they are called in the configuration.
 
     Raises:
-        SpectralError: the folder has checkpoints of a run with other settings (the first that differs is named), or
-            of one with more steps than are asked for.
+        SpectralError: the folder has checkpoints of a run with other settings or inputs (the first that differs is
+            named), or of one with more steps than are asked for.
     """
     torch.manual_seed(config.run.seed)
     commit = git_commit()  # of the code that runs, not of what the checkout has become when the run ends
     if not is_main():
         return
     out: Path = config.run.out
-    check_resumable(config, out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    check_resumable(config, inputs)
+    write_whole(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
     environment = {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": commit,
+        "inputs": inputs,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    write_whole(out / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
-def check_resumable(config: Any, out: Path) -> None:
-    """That a run in `out`, if there is one, can go on with this configuration; raises as `begin`."""
+def check_resumable(config: Any, inputs: dict[str, str]) -> None:
+    """That the run in the folder, if there is one, can go on with this configuration; raises as `begin`."""
+    out: Path = config.run.out
     checkpoints = sorted((out / "checkpoints").glob("[0-9]*.pt"))
-    if not checkpoints or not (out / "config.yaml").exists():
+    if not checkpoints:
         return
-    before = dict(_leaves(yaml.safe_load((out / "config.yaml").read_text())))
+    before = _known(out / "config.yaml")
     for key, value in _leaves(plain(config)):
-        if key.split(".")[-1] not in FREE and before.get(key, value) != value:
+        if key not in FREE and before.get(key, value) != value:
             raise SpectralError(
                 f"{out} holds a run with {key} = {before[key]!r}, not {value!r}; "
                 "set it back to go on with that run, or choose another run.out."
             )
+    learnt_from = _known(out / "environment.json")
+    for name, digest in inputs.items():
+        if learnt_from.get(f"inputs.{name}", digest) != digest:
+            raise SpectralError(
+                f"{out} holds a run with another {name} than {getattr(config, name)}, whose content has changed; "
+                "give the former one to go on with that run, or choose another run.out."
+            )
     done = int(checkpoints[-1].stem)
     if done > config.run.steps:
         raise SpectralError(f"{out} has {done} steps already; ask for more than that, or choose another run.out.")
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What a run says of itself in a YAML or JSON file, by dotted key; nothing where there is no such file.
+
+    Raises:
+        SpectralError: the file has been damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        data = None
+    if not isinstance(data, dict):
+        raise SpectralError(f"{path} is damaged, so nobody knows what the run beside it was; choose another run.out.")
+    return dict(_leaves(data))
 
 
 @functools.cache

@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("sample", "Make images with a checkpoint: one for each prompt.")
     parser.add_argument("checkpoint", type=Path, help="a student, Lite or teacher (.safetensors)")
     parser.add_argument("prompts", nargs="*", help="texts, class names or class numbers; none for unconditional models")
-    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for the images and their grid")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for images/ and grid.png")
     parser.add_argument("--count", type=int, default=1, help="images of each prompt")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
     parser.add_argument("--guidance", type=float, default=2.0, help="weight of classifier-free guidance; 1 is none")
@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
     options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size")}
     images = sample_checkpoint(opened, prompts, **options)
-    paths = write_images(images, arguments.out)
+    paths = write_images(images, arguments.out / "images")
     grid = arguments.out / "grid.png"
     rows = {prompt: images[[i for i, own in enumerate(prompts) if own == prompt]] for prompt in dict.fromkeys(prompts)}
     figures.save_grid(rows, grid)
@@ -162,8 +162,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write_images(images: Tensor, folder: Path) -> list[Path]:
-    """Write [N, 3, H, W] in [0, 1] as 000.png, 001.png, …"""
+    """Write [N, 3, H, W] in [0, 1] as 000.png, 001.png, …; those of an earlier call are removed.
+
+    The folder holds these alone, so that `spectrum` may be asked about it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("[0-9][0-9][0-9]*.png"):
+        earlier.unlink()
     paths = []
     for index, image in enumerate(images):
         pixels = (image.movedim(0, -1) * 255).round().to(torch.uint8).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from .pictures import SUFFIXES, T, decode, floats
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
 
 
-def run(
+def measure(
     paths: Sequence[str] = (),
     compare: Sequence[str] | None = None,
     cutoff: float = 28.0,
@@ -62,7 +63,9 @@ def run(
         from .figures import check_figure_path
 
         check_figure_path(plot)
-    measured = {name: spectrum_of(where, window=window, gray=gray) for name, where in places.items()}
+    measured = {
+        name: spectrum_of(where, window=window, gray=gray, one_size=bool(compare)) for name, where in places.items()
+    }
     sets = list(measured.values())
     report = _comparison(sets[0], sets[1], cutoff, low, high) if compare else _report(sets[0], low, high)
     if plot is not None:
@@ -72,15 +75,25 @@ def run(
     return report
 
 
-def spectrum_of(paths: Sequence[str], *, window: Window = "hann", gray: bool = False) -> RadialSpectrum:
+def spectrum_of(
+    paths: Sequence[str], *, window: Window = "hann", gray: bool = False, one_size: bool = False
+) -> RadialSpectrum:
     """The radial spectrum of every image under the given paths; one image is in memory at a time.
 
+    With `one_size`, images of different sizes are refused: a cycle per image would be another frequency in each.
+
     Raises:
-        SpectralError: as `run`.
+        SpectralError: as `measure`.
     """
     with ExitStack() as archives:
         pictures = [picture for path in paths for picture in _find(path, archives)]
         sizes = [picture.size() for picture in pictures]
+        if one_size and (other := next((own for own in sizes if own != sizes[0]), None)):
+            (height, width), picture = other, pictures[sizes.index(other)]
+            raise SpectralError(
+                f"{picture.name} is {width}×{height} pixels, others of its set {sizes[0][1]}×{sizes[0][0]}; to compare "
+                "in cycles per image, bring the images of a set to one size."
+            )
         bins = min(default_bins(*size) for size in sizes)
         return radial_spectrum((picture.load() for picture in pictures), bins=bins, window=window, gray=gray)
 
@@ -120,7 +133,7 @@ def _report(rings: RadialSpectrum, low: float | None, high: float) -> dict[str, 
     law = fit_power_law(rings, low, high) if rings.power.any() else None
     return {
         "alpha": law and law.alpha,
-        "alpha_error": law and law.alpha_error,
+        "alpha_error": law.alpha_error if law and math.isfinite(law.alpha_error) else None,
         "radial": {
             "cycles_per_pixel": rings.frequency.tolist(),
             "power": rings.power.tolist(),
@@ -204,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = vars(parser.parse_args(argv))
     as_json = arguments.pop("json")
-    result = run(**arguments)
+    result = measure(**arguments)
     if not as_json:
         result = {key: value for key, value in result.items() if not isinstance(value, dict)}
     cli.report(result, as_json)

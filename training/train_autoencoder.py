@@ -15,7 +15,7 @@ from ..spectral import autoencoder, checkpoint
 from ..spectral.config import FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from . import cli, figures
-from .images import DataConfig, ImageSet, load
+from .images import DataConfig, ImageSet, latents, load
 from .loop import RunConfig, fit
 from .run import begin, is_main, summary
 
@@ -64,24 +64,19 @@ class AutoencoderTask(nn.Module):
         return {"loss": loss, "spatial": spatial, "frequency": frequency, "kl": divergence, "psnr": psnr}
 
 
-@torch.no_grad()
-def latents(first_stage: nn.Module, data: ImageSet, device: torch.device | str = "cpu", batch: int = 64) -> Tensor:
-    """The (unscaled) latents of all images, [N, C, h, w] float32 on the CPU."""
-    parts = [data.floats(slice(i, i + batch)).to(device) for i in range(0, len(data), batch)]
-    return torch.cat([first_stage.encode(part).float().cpu() for part in parts])  # type: ignore[operator]
-
-
 def train(config: AutoencoderConfig) -> dict[str, Any]:
     """Train, and export `RUN/autoencoder.safetensors`; returns its path and the last statistics.
 
     Raises:
-        SpectralError: no data, or an architecture that this kit does not train (VQ).
+        SpectralError: no data, or an architecture that this kit does not train (VQ, or not of colours).
     """
     if config.first_stage.kind != "kl":
         raise SpectralError(
             "train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only)."
         )
     autoencoder.check(config.first_stage)
+    if (config.first_stage.in_channels, config.first_stage.out_ch) != (3, 3):
+        raise SpectralError("The images have 3 channels; set first_stage.in_channels and first_stage.out_ch to 3.")
     if config.data.size % config.first_stage.downscale:
         raise SpectralError(
             f"data.size is {config.data.size}; this first stage needs a multiple of {config.first_stage.downscale}."

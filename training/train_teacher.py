@@ -19,11 +19,10 @@ from ..spectral.errors import SpectralError
 from ..spectral.unet import UNet, check
 from . import cli
 from .conditions import Conditions
-from .images import DataConfig, ImageSet, load
+from .images import DataConfig, ImageSet, latents, load
 from .loop import RunConfig, check_dropout, fit
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
-from .train_autoencoder import latents
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     config = replace(config, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
     conditions = Conditions(config.conditioning, data)
-    begin(config)
+    begin(config, autoencoder=base.file.sha256)
     x_0 = latents(base.first_stage, data, device()) * base.config.scale_factor
     task = DenoisingTask(config, x_0, conditions)
     about = ModelConfig(
@@ -112,17 +111,16 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     path = config.run.out / "teacher.safetensors"
     training = summary(config, statistics, len(data)) | {"autoencoder": base.config.training}
     about = replace(about, training=training)
-    if not is_main():
-        return {"path": str(path), **statistics}
-    checkpoint.save(
-        path,
-        about,
-        unet=task.unet,
-        first_stage=base.first_stage,
-        conditioner=task.conditioner,
-        dtype=torch.float16,
-        title=config.title,
-    )
+    if is_main():
+        checkpoint.save(
+            path,
+            about,
+            unet=task.unet,
+            first_stage=base.first_stage,
+            conditioner=task.conditioner,
+            dtype=torch.float16,
+            title=config.title,
+        )
     return {"path": str(path), **statistics}
 
 

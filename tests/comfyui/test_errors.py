@@ -91,10 +91,12 @@ def test_a_label_for_a_text_model_and_a_label_that_does_not_exist(comfy: ComfySe
     assert "knows classes 0 to 9" in comfy.run(prompt).message
 
 
-def test_a_latent_of_the_wrong_channels_on_the_vae(comfy: ComfyServer) -> None:
+def test_a_latent_of_another_model(comfy: ComfyServer) -> None:
+    """Of pictures, as newer versions of ComfyUI repair empty latents themselves."""
     prompt = prompts.generate("vq")
     prompt["other"] = node("SpectralDiffusionLoadCheckpoint", checkpoint="text.safetensors")
-    prompt[LATENT]["inputs"]["model"] = ["other", 0]
+    prompt["pictures"] = node("SpectralDiffusionExampleImages", images="emoji-64", count=1)
+    prompt[LATENT] = node("VAEEncode", pixels=["pictures", 0], vae=["other", 2])
     run = comfy.run(prompt)
-    # Newer versions of ComfyUI repair empty latents themselves; older ones stop at the sampler.
-    assert run.error is None or run.error["node_id"] == SAMPLER
+    assert run.error is not None and run.error["node_id"] == SAMPLER
+    assert "takes latents of 3 channels, the connected one has 4; use Empty Latent" in run.message

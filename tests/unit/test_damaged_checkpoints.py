@@ -134,6 +134,9 @@ DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "impossible-codebook": (described(lambda d: d["first_stage"].update(kind="vq")), "n_embed"),
     "impossible-conditioner": (described(lambda d: d["conditioning"].update(n_classes=0)), "n_classes"),
     "impossible-schedule": (described(lambda d: d["schedule"].update(linear_end=2)), "0 < β < 1"),
+    "impossible-scale": (described(lambda d: d.update(scale_factor=0)), "scale_factor is 0"),
+    "latents-that-do-not-fit": (described(lambda d: d["first_stage"].update(embed_dim=3)), "its first stage makes 3"),
+    "contexts-that-do-not-fit": (described(lambda d: d["conditioning"].update(width=16)), "its conditioner makes 16"),
     "part-not-described": (described(lambda d: d.update(first_stage=None)), "belongs to nothing"),
 }
 
@@ -142,6 +145,15 @@ DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_wrong_descriptions(change: Callable[[dict[str, Any]], Any], says: str, sound: Path, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(with_header(sound.read_bytes(), change))
     assert says.replace("\\", "") in refused(tmp_path / NAME)
+
+
+@pytest.mark.parametrize("name", [name for name in DESCRIPTIONS if name.startswith("impossible") or "fit" in name])
+def test_what_cannot_be_built_is_known_before_anything_is_built(name: str, sound: Path, tmp_path: Path) -> None:
+    """By `read`, which is what the node calls first."""
+    change, says = DESCRIPTIONS[name]
+    (tmp_path / NAME).write_bytes(with_header(sound.read_bytes(), change))
+    with pytest.raises(SpectralError, match=f"{NAME} describes what cannot be built: .*{says}"):
+        checkpoint.read(tmp_path / NAME)
 
 
 def cast(dtype: torch.dtype) -> Callable[[dict[str, Tensor]], Any]:

@@ -98,6 +98,14 @@ def test_the_command_says_what_it_built(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["images"] == 2
 
 
+def test_pictures_of_no_size_are_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm: it would be named first
+    assert cli.main(["data", "emoji", "--size", "0", "--out", str(tmp_path / "e.tar")]) == 2
+    assert "--size is 0" in capsys.readouterr().err and not (tmp_path / "e.tar").exists()
+
+
 def test_packages_that_do_not_belong_together_are_a_sentence(tmp_path: Path) -> None:
     pictures, names = packages(tmp_path, [entry("1F600", "grinning face")])
     with pytest.raises(SpectralError, match=r"No emoji of names\.tgz has a picture in pictures\.tgz"):

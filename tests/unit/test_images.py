@@ -192,7 +192,16 @@ def shard_cut_short(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("make", [shard_of_bytes, shard_cut_short])
+def shard_whose_description_is_a_list(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in (("a.json", b"[1]"), ("a.png", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("make", [shard_of_bytes, shard_cut_short, shard_whose_description_is_a_list])
 def test_a_damaged_shard_is_named(make: object, tmp_path: Path) -> None:
     path = make(tmp_path / "broken.tar")  # type: ignore[operator]
     with pytest.raises(SpectralError, match=r"broken\.tar cannot be read as a tar shard"):

@@ -15,7 +15,7 @@ from PIL import Image
 from spectral_diffusion.spectral import spectrum as spectra
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import figures
-from spectral_diffusion.training.spectrum import run
+from spectral_diffusion.training.spectrum import measure
 
 
 def picture(alpha: float, size: tuple[int, int], seed: int) -> Image.Image:
@@ -37,7 +37,7 @@ def folder_of(place: Path, alpha: float, count: int = 6, size: tuple[int, int] =
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0])
 def test_a_folder_has_its_slope_and_a_report_that_is_json(alpha: float, tmp_path: Path) -> None:
-    report = run([str(folder_of(tmp_path / "images", alpha))])
+    report = measure([str(folder_of(tmp_path / "images", alpha))])
     assert report["alpha"] == pytest.approx(alpha, abs=0.05)
     assert 0 < report["alpha_error"] < 0.05
     radial = report["radial"]
@@ -53,21 +53,21 @@ def test_files_folders_and_shards_hold_the_same_spectrum(tmp_path: Path) -> None
         for file in sorted(folder.iterdir()):
             archive.add(file, arcname=f"a/{file.name}")
             archive.addfile(tarfile.TarInfo(f"a/{file.stem}.json"), io.BytesIO())
-    expected = run([str(folder)])
+    expected = measure([str(folder)])
     assert expected["images"] == 2
-    assert run([str(shard)]) == expected
-    assert run([str(file) for file in sorted(folder.iterdir())]) == expected
+    assert measure([str(shard)]) == expected
+    assert measure([str(file) for file in sorted(folder.iterdir())]) == expected
 
 
 def test_the_shipped_emoji_fall_steeper_than_photographs() -> None:
-    assert run(["emoji64"])["alpha"] > 2.5
+    assert measure(["emoji64"])["alpha"] > 2.5
 
 
 def test_sizes_and_modes_mix(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "images", 2, count=3)
     picture(2, (64, 80), 9).save(folder / "small.webp", lossless=True)
     picture(2, (96, 65), 10).convert("L").save(folder / "grey.png")
-    report = run([str(folder)], gray=True)
+    report = measure([str(folder)], gray=True)
     assert (report["images"], report["size"]) == (5, [108.8, 105.8])
     assert report["alpha"] == pytest.approx(2, abs=0.15)
 
@@ -76,9 +76,9 @@ def test_sixteen_bits_and_transparency(tmp_path: Path) -> None:
     ramp = np.tile(np.arange(64, dtype=np.uint16) * 1000, (64, 1))
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     plain = spectra.radial_spectrum(torch.from_numpy(ramp / 65535).expand(1, 1, -1, -1)).power
-    assert run([str(tmp_path / "deep.png")])["radial"]["power"] == pytest.approx(plain.tolist(), rel=1e-4, abs=1e-9)
+    assert measure([str(tmp_path / "deep.png")])["radial"]["power"] == pytest.approx(plain.tolist(), rel=1e-4, abs=1e-9)
     Image.new("RGBA", (32, 32), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    clear = run([str(tmp_path / "clear.png")])
+    clear = measure([str(tmp_path / "clear.png")])
     assert clear["alpha"] is None
     assert not any(clear["radial"]["power"])
 
@@ -89,12 +89,12 @@ def test_compare_finds_the_band_that_is_missing(tmp_path: Path) -> None:
     for file in sharp.iterdir():
         image = Image.open(file)
         image.resize((64, 64), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC).save(soft / file.name)
-    report = run(compare=[str(sharp), str(soft)], cutoff=12, plot=tmp_path / "figure" / "compare.png")
+    report = measure(compare=[str(sharp), str(soft)], cutoff=12, plot=tmp_path / "figure" / "compare.png")
     assert report["low_error"] < 0.2
     assert report["high_error"] > 5 * report["low_error"]
     assert report["other"]["alpha"] > report["reference"]["alpha"] + 0.5
     assert Image.open(tmp_path / "figure" / "compare.png").size[0] > 800
-    same = run(compare=[str(sharp), str(sharp)])
+    same = measure(compare=[str(sharp), str(sharp)])
     assert (same["low_error"], same["high_error"]) == (0, 0)
 
 
@@ -114,17 +114,17 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         "tiny.png": r"tiny\.png is 8×40 pixels.*16 or more",
     }.items():
         with pytest.raises(SpectralError, match=says):
-            run([str(tmp_path / paths)])
+            measure([str(tmp_path / paths)])
     with pytest.raises(SpectralError, match="No images to measure"):
-        run()
+        measure()
     with pytest.raises(SpectralError, match="not both"):
-        run([str(folder)], compare=[str(folder), str(folder)])
+        measure([str(folder)], compare=[str(folder), str(folder)])
     with pytest.raises(SpectralError, match="two sets.*not 1"):
-        run(compare=[str(folder)])
+        measure(compare=[str(folder)])
     with pytest.raises(SpectralError, match="cut-off of 28"):
-        run(compare=[str(folder), str(folder)], plot=tmp_path / "never.png")
+        measure(compare=[str(folder), str(folder)], plot=tmp_path / "never.png")
     with pytest.raises(SpectralError, match=r"figure\.gif.*\.png"):
-        run([str(folder)], plot=tmp_path / "figure.gif")
+        measure([str(folder)], plot=tmp_path / "figure.gif")
     assert not (tmp_path / "never.png").exists()
 
 

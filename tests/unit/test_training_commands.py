@@ -125,6 +125,11 @@ def test_a_typo_in_a_key_is_a_sentence_and_exit_code_2(configuration: Path) -> N
         (["--wavelet", "no-such"], "no-such"),
         (["--run.steps", "many"], "steps"),
         (["--run.steps", "0"], "run.steps is 0"),
+        (["--run.lr", "-1"], "run.lr is -1"),
+        (["--run.lr", ".nan"], "run.lr is nan"),
+        (["--run.ema", "1"], "run.ema is 1"),
+        (["--run.preview_every", "-1"], "run.preview_every is -1"),
+        (["--run.checkpoint_every", "-1"], "run.checkpoint_every is -1"),
         (["--run.seed", "-1"], "seed is -1"),
         (["--dropout", "1.5"], "dropout is 1.5"),
         (["--data.size", "32"], "trained at 16 pixels, data.size is 32"),
@@ -133,6 +138,8 @@ def test_a_typo_in_a_key_is_a_sentence_and_exit_code_2(configuration: Path) -> N
         (["--nonsense"], "nonsense"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--config", "teacher.safetensors"], "teacher.safetensors"),
+        (["--config=teacher.safetensors"], "teacher.safetensors"),
+        (["--config", "tab.yaml"], "tab.yaml, line 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -144,6 +151,7 @@ def test_what_distill_cannot_do_is_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(configuration.parent)
+    Path("tab.yaml").write_text("run:\n\tsteps: 3\n")
     assert says in refusal(["distill", "--config", "config.yaml", *arguments], capsys)
     assert not Path("run").exists()
 
@@ -165,6 +173,74 @@ def test_a_run_goes_on_only_as_what_it_was(
     capsys.readouterr()
     assert "has 6 steps already" in refusal(["distill", "--config", "config.yaml"], capsys)
     assert {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()} == before
+
+
+def test_a_run_goes_on_only_with_the_teacher_that_it_had(
+    configuration: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same file elsewhere is the same teacher; another file in its place is not."""
+    monkeypatch.chdir(configuration.parent)
+    assert cli.main(["distill", "--config", "config.yaml"]) == 0
+    Path("teacher.safetensors").rename("elsewhere.safetensors")
+    more = ["distill", "--config", "config.yaml", "--run.steps", "6", "--teacher"]
+    assert cli.main([*more, "elsewhere.safetensors"]) == 0
+    opened = checkpoint.load("elsewhere.safetensors")
+    checkpoint.save(
+        "other.safetensors",
+        opened.config,
+        unet=opened.unet,
+        first_stage=opened.first_stage,
+        conditioner=opened.conditioner,
+        title="another",
+    )
+    capsys.readouterr()
+    assert "run holds a run with another teacher than other.safetensors" in refusal(
+        [*more, "other.safetensors"], capsys
+    )
+    Path("run/config.yaml").write_text("")
+    assert "config.yaml is damaged" in refusal([*more, "elsewhere.safetensors"], capsys)
+
+
+def test_without_intervals_there_is_one_checkpoint_at_the_end(
+    configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(configuration.parent)
+    every = ["--run.checkpoint_every", "0", "--run.preview_every", "0"]
+    assert cli.main(["distill", "--config", "config.yaml", *every]) == 0
+    assert [file.name for file in Path("run/checkpoints").iterdir()] == ["00000004.pt"]
+    assert not Path("run/previews").exists()
+
+
+def test_the_noise_schedule_of_a_run_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`schedule.steps` is not `run.steps`."""
+    monkeypatch.chdir(tmp_path)
+    tiny.pictures(tmp_path / "data", 2)
+    tiny.write(tmp_path / "a.safetensors", ModelConfig("autoencoder", first_stage=tiny.FIRST_STAGE))
+    unet = {"in_channels": 4, "out_channels": 4, "model_channels": 32, "attention_resolutions": [2], "image_size": 8}
+    unet |= {"num_res_blocks": 1, "channel_mult": [1, 2], "num_head_channels": 32}
+    write(
+        tmp_path / "t.yaml",
+        run={"out": "t", **SHORT},
+        autoencoder="a.safetensors",
+        unet=unet,
+        data={"path": "data", "size": 16},
+    )
+    assert cli.main(["train-teacher", "--config", "t.yaml"]) == 0
+    capsys.readouterr()
+    again = ["train-teacher", "--config", "t.yaml", "--run.steps", "6", "--schedule.steps", "500"]
+    assert "schedule.steps = 1000, not 500" in refusal(again, capsys)
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_ch"])
+def test_a_first_stage_is_trained_on_colours(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.yaml", run={"out": "a", **SHORT})
+    said = refusal(["train-autoencoder", "--config", "a.yaml", f"--first_stage.{name}", "1"], capsys)
+    assert "3 channels" in said and not Path("a").exists()
 
 
 def test_a_run_without_its_required_settings_says_which(capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +335,8 @@ def test_shipped_configurations_are_commented_and_have_known_keys_alone(
 
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in ("distill",))
+    listing = capsys.readouterr().out
+    assert all(f"  {name} " in listing for name in cli.COMMANDS)
     assert "no command 'destill'" in refusal(["destill"], capsys)
     assert cli.main([]) == 2
 
@@ -269,4 +346,6 @@ def test_every_command_has_help_with_defaults(name: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
     assert caught.value.code == 0
-    assert "default" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    # jsonargparse leaves the default out where there is none; --json is there for every command.
+    assert f"spectral-diffusion {name}" in said and "--json" in said and said.count("default") > 1

@@ -188,6 +188,7 @@ def test_time_embedding_is_cosines_then_sines(width: int) -> None:
         ({"model_channels": 48}, "48.*multiple of 32"),
         ({"norm_groups": 12}, "32.*multiple of 12"),
         ({"norm_groups": 0}, "norm_groups"),
+        ({"resampler": "wavelet", "model_channels": 6, "norm_groups": 2, "num_head_channels": 6}, "6 channels.*bands"),
         ({"num_head_channels": -1, "num_heads": -1}, "num_heads or num_head_channels"),
         ({"num_head_channels": 64}, "32 channels.*heads.*num_head_channels"),
         ({"use_spatial_transformer": True}, "context_dim"),
