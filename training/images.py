@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from ..spectral.errors import SpectralError
-from .pictures import SUFFIXES, decode, rgb
+from .decoding import SUFFIXES, decode, rgb
 
 #: The emoji that ship with the kit (see `emoji.py` for how they are made).
 EMOJI64 = Path(__file__).parent / "datasets" / "emoji64.tar"
