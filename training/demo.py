@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
     """The command `demo`."""
     parser = cli.Parser("demo", __doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything that it leaves")
-    parser.add_argument("--steps", type=int, default=500, help="optimizer steps of the student, and of the plain model")
+    parser.add_argument("--steps", type=int, default=900, help="optimizer steps of the student, and of the plain model")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and the samples")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     arguments = parser.parse_args(argv)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -143,6 +144,9 @@ def _draw_spectra(axes: Axes, named: Mapping[str, RadialSpectrum]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(0.92 * lowest, 1.04 * math.sqrt(0.5))
     axes.set_yscale("log")
+    # The curves' own range: an uncertain last ring would stretch the axis by decades.
+    powers = torch.cat([rings.power.clamp_min(floor) for rings in named.values()])
+    axes.set_ylim(0.5 * powers.min().item(), 2 * powers.max().item())
     axes.set_ylabel("power (|DFT|² / number of pixels)")
 
 
