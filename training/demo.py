@@ -141,6 +141,9 @@ def _closing(report: dict[str, Any], out: Path) -> str:
             f"{out / 'spectra.png'}  their radial power spectra",
             f"{out / 'report.json'}  the numbers",
             "",
+            f"After minutes of training on {report['images']} pictures neither small model is done. What an hour makes",
+            "of the student is in workflows/checkpoints (configuration: training/configs/emoji64-student.yaml).",
+            "",
             f"Next: copy {out / 'student.safetensors'} into ComfyUI's models/spectral_diffusion folder, open this",
             'pack\'s template "generate", choose the file in its Load Checkpoint node, and queue.',
         ]
