@@ -1,7 +1,7 @@
 """Example Images: real pictures that come with the pack, so that a comparison runs on a fresh installation.
 
 Each file in `examples/` is a sheet of square tiles; the number at the end of its name is their side in pixels.
-`emoji-64.webp`: 64 of the Fluent emoji that the default models were trained on (Microsoft, MIT), over white.
+`emoji-64.webp`: 64 of the 171 Fluent emoji that the default models draw (Microsoft, MIT), evenly spaced, over white.
 """
 
 from __future__ import annotations

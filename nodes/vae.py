@@ -73,7 +73,7 @@ def rgb_factors(stage: autoencoder.FirstStage, scale_factor: float) -> RgbFactor
         stage: first stage in float32 on the CPU.
         scale_factor: latents that the U-Net sees are first-stage latents × this.
     """
-    pictures = examples.colourful(8).movedim(-1, 1) * 2 - 1
+    pictures = examples.colourful(16).movedim(-1, 1) * 2 - 1
     with torch.no_grad():
         latents = stage.encode(pictures) * scale_factor
     colours = F.adaptive_avg_pool2d(pictures, (latents.shape[2], latents.shape[3])).movedim(1, -1).reshape(-1, 3)

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spectral_diffusion.spectral import checkpoint
-from spectral_diffusion.spectral.diffusion import guided
+from spectral_diffusion.spectral.diffusion import ddim, guided
+from spectral_diffusion.training.conditions import tokenize
 
 from . import prompts
+from .distribution import REPOSITORY
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, node
 from .server import ComfyServer, Prompt, Run
 
@@ -79,6 +81,25 @@ def contexts(conditioner: nn.Module | None, kind: str) -> tuple[Tensor | None, T
         )
     with torch.no_grad():
         return conditioner(asked).expand(2, -1, -1), conditioner(empty).expand(2, -1, -1)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_the_default_student_draws_what_the_kit_draws(comfy: ComfyServer, cfg: float) -> None:
+    """From the same noise, core's sampler in its terms (sigmas, Euler) and the library's DDIM: the same pictures."""
+    prompt = prompts.generate("text", seed=5, steps=50, batch_size=2, text="smiling face with hearts")
+    prompt[LOADER]["inputs"]["checkpoint"] = "emoji64-student.safetensors"
+    prompt[SAMPLER]["inputs"]["cfg"] = cfg
+    student = checkpoint.load(REPOSITORY / "workflows" / "checkpoints" / "emoji64-student.safetensors")
+    assert student.unet is not None and student.first_stage is not None and student.conditioner is not None
+    positive, negative = student.conditioner(tokenize(["smiling face with hearts", ""])).split(1)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.manual_seed(5))
+    cond = positive.expand(2, -1, -1)
+    latent = ddim(student.unet, noise, student.schedule, 50, guidance=cfg, cond=cond, uncond=negative)
+    with torch.no_grad():
+        decoded = student.first_stage.decode(latent / student.config.scale_factor)
+    expected = ((decoded.clamp(-1, 1) + 1) * 127.5).movedim(1, -1).numpy()
+    difference = np.abs(np.stack(pictures(comfy, prompt)) - expected)
+    assert difference.mean() < 1.5 and difference.max() < 30  # of 255; the server cuts to whole numbers
 
 
 def test_progress_and_previews_arrive(comfy: ComfyServer) -> None:

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.training.images import DataConfig, load
@@ -58,6 +60,17 @@ def test_samples_are_nearest_to_the_picture_of_their_caption(kind: str, least: f
     pictures = (data.floats() + 1) / 2
     nearest = torch.cdist(samples.flatten(1), pictures.flatten(1)).argmin(1)
     assert (nearest == chosen).float().mean() >= least
+
+
+def test_the_example_images_are_pictures_that_the_default_models_learnt() -> None:
+    """Compared with others, a student's spectrum would be off for what it was never shown."""
+    sheet = np.asarray(Image.open(REPOSITORY / "nodes" / "examples" / "emoji-64.webp").convert("RGB"))
+    tiles = sheet.reshape(8, 64, 8, 64, 3).swapaxes(1, 2).reshape(64, -1)
+    student = checkpoint.read(REPOSITORY / "workflows" / "checkpoints" / "emoji64-student.safetensors")
+    learnt = load(DataConfig(subgroups=tuple(student.config.training["config"]["data"]["subgroups"])))
+    known = {image.movedim(0, -1).numpy().tobytes() for image in learnt.images}
+    assert len({tile.tobytes() for tile in tiles}) == 64
+    assert all(tile.tobytes() in known for tile in tiles)
 
 
 def test_everything_that_the_documents_link_to_is_there() -> None:
