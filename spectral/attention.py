@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from .unet import Layers
-
-#: (q, k, v, heads) → out; all [B, T, heads · d]. ComfyUI's own attention functions have this form.
-Attention = Callable[..., Tensor]
+from .layers import Layers, zeroed
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention by torch's fused kernel."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with all its parameters 0: a residual branch that starts as nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 class SelfAttention(nn.Module):
@@ -74,10 +62,9 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, context_dim: int, heads: int, make: Layers) -> None:
         super().__init__()
         self.heads, self.attention = heads, make.attention
-        linear, factory = make.operations.Linear, make.factory
-        self.to_q = linear(channels, channels, bias=False, **factory)
-        self.to_k = linear(context_dim, channels, bias=False, **factory)
-        self.to_v = linear(context_dim, channels, bias=False, **factory)
+        self.to_q = make.linear(channels, channels, bias=False)
+        self.to_k = make.linear(context_dim, channels, bias=False)
+        self.to_v = make.linear(context_dim, channels, bias=False)
         self.to_out = nn.Sequential(make.linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -117,8 +104,7 @@ class TransformerBlock(nn.Module):
         self.attn1 = CrossAttention(channels, channels, heads, make)
         self.ff = FeedForward(channels, make)
         self.attn2 = CrossAttention(channels, context_dim or channels, heads, make)
-        norm, factory = make.operations.LayerNorm, make.factory
-        self.norm1, self.norm2, self.norm3 = (norm(channels, **factory) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (make.layer_norm(channels) for _ in range(3))
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = self.norm1(x)

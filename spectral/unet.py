@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import wavelet as wavelets
-from .attention import Attention, SelfAttention, SpatialTransformer, scaled_dot_product_attention, zeroed
+from .attention import SelfAttention, SpatialTransformer, scaled_dot_product_attention
 from .config import UNetConfig
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
+from .layers import Attention, Layers, zeroed
 from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler
 
 
@@ -43,24 +44,6 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Te
     angles = t[:, None].float() * rates
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
     return F.pad(embedding, (0, 1)) if width % 2 else embedding
-
-
-class Layers:
-    """Makes layers from `operations`, all of one dtype and on one device."""
-
-    def __init__(self, operations: Any, attention: Attention, groups: int, dtype: Any, device: Any) -> None:
-        self.operations, self.attention, self.groups = operations, attention, groups
-        self.factory = {"dtype": dtype, "device": device}
-
-    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-        made = self.operations.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, **self.factory)
-        return made  # type: ignore[no-any-return]
-
-    def linear(self, inputs: int, outputs: int) -> nn.Module:
-        return self.operations.Linear(inputs, outputs, **self.factory)  # type: ignore[no-any-return]
-
-    def norm(self, channels: int, eps: float = 1e-5) -> nn.Module:
-        return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.factory)  # type: ignore[no-any-return]
 
 
 class ResBlock(nn.Module):

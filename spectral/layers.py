@@ -1,0 +1,45 @@
+"""Where the U-Net's layers come from: torch.nn, or classes of the same names that cast or offload their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+#: (q, k, v, heads) → out; all [B, T, heads · d]. ComfyUI's own attention functions have this form.
+Attention = Callable[..., Tensor]
+
+
+class Layers:
+    """Makes layers of one dtype on one device.
+
+    Args:
+        operations: a module or class with Linear, Conv2d, GroupNorm and LayerNorm.
+        attention: what the attention layers compute with.
+        groups: of every group normalisation.
+    """
+
+    def __init__(self, operations: Any, attention: Attention, groups: int, dtype: Any, device: Any) -> None:
+        self.operations, self.attention, self.groups = operations, attention, groups
+        self.factory = {"dtype": dtype, "device": device}
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        made = self.operations.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, **self.factory)
+        return made  # type: ignore[no-any-return]
+
+    def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+        return self.operations.Linear(inputs, outputs, bias=bias, **self.factory)  # type: ignore[no-any-return]
+
+    def norm(self, channels: int, eps: float = 1e-5) -> nn.Module:
+        return self.operations.GroupNorm(self.groups, channels, eps=eps, **self.factory)  # type: ignore[no-any-return]
+
+    def layer_norm(self, channels: int) -> nn.Module:
+        return self.operations.LayerNorm(channels, **self.factory)  # type: ignore[no-any-return]
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all its parameters 0: a residual branch that starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
