@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from spectral_diffusion.spectral import autoencoder, checkpoint, conditioning
 from spectral_diffusion.spectral.config import (
@@ -16,6 +15,8 @@ from spectral_diffusion.spectral.config import (
     UNetConfig,
 )
 from spectral_diffusion.spectral.unet import UNet
+
+from ..unit.tiny import randomized
 
 KL_F4 = FirstStageConfig("kl", embed_dim=4, z_channels=4, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, resolution=64)
 VQ_F4 = FirstStageConfig(
@@ -42,12 +43,13 @@ def write(path: Path, kind: str, first_stage: FirstStageConfig = KL_F4, dtype: t
         scale_factor=0.5 if first_stage.kind == "kl" else 1.0,
     )
     assert config.unet is not None
+    conditioner = conditioning.build(condition)
     return checkpoint.save(
         path,
         config,
         unet=randomized(UNet(config.unet), 1),
         first_stage=randomized(autoencoder.build(first_stage), 2),
-        conditioner=randomized(conditioning.build(condition), 3),
+        conditioner=randomized(conditioner, 3) if conditioner is not None else None,
         dtype=dtype,
     )
 
@@ -67,17 +69,3 @@ def unet_config(channels: int, condition: ConditioningConfig) -> UNetConfig:
         context_dim=condition.width or None,
         resampler="wavelet",
     )
-
-
-def randomized(module: nn.Module | None, seed: int) -> nn.Module | None:
-    """The module with every parameter drawn anew, also those that are zero at the start of training."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters() if module is not None else ():
-            drawn = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(drawn * parameter[0].numel() ** -0.5)
-            else:
-                # A norm's weight is near 1, a bias near 0.
-                parameter.copy_(0.02 * drawn + float(name.endswith("weight")))
-    return module
