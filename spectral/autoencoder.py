@@ -259,6 +259,12 @@ def check(config: FirstStageConfig) -> None:
     sizes = (config.embed_dim, config.z_channels, config.num_res_blocks, config.in_channels, config.out_ch)
     if min(*sizes, *config.ch_mult) < 1 or not config.ch_mult:
         raise SpectralError("A first stage's channels, ch_mult and num_res_blocks must all be at least 1.")
+    limits = {"resolution": 2**16, "num_res_blocks": 64, "ch": 2**14}
+    for name, most in limits.items():
+        if not 1 <= getattr(config, name) <= most:
+            raise SpectralError(f"A first stage's {name} is {getattr(config, name)}; expected 1 to {most}.")
+    if len(config.ch_mult) > 16 or max(config.ch_mult) > 64:
+        raise SpectralError("A first stage's ch_mult has at most 16 levels of at most 64 times the width.")
     if config.ch < 1 or config.ch % 32:
         raise SpectralError(f"A first stage's ch is {config.ch}; group normalisation needs a multiple of 32.")
     if config.kind == "vq" and (config.n_embed is None or config.n_embed < 1):

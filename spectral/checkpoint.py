@@ -205,9 +205,11 @@ def save(
         extra: further metadata, as strings.
 
     Raises:
-        SpectralError: the folder cannot be written.
+        SpectralError: the folder cannot be written, or the metadata is not text.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise SpectralError(f"{path} is no name for a checkpoint; expected one that ends in .safetensors.")
     tensors: dict[str, Tensor] = {}
     for module, prefix in ((unet, UNET), (first_stage, FIRST_STAGE), (conditioner, CONDITIONER)):
         for name, tensor in (module.state_dict() if module is not None else {}).items():
@@ -222,7 +224,7 @@ def save(
         save_file(tensors, partial, metadata)
         partial.chmod(mode)
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, UnicodeError) as error:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise SpectralError(f"{path} could not be written ({error}); choose a folder that you may write to.") from error
@@ -286,11 +288,13 @@ def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
         )
     try:
         data: Any = json.loads(metadata[METADATA_KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpectralError(
             f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
         ) from error
     version = data.get("version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version < 1:
+        raise SpectralError(f"{path.name} has format version {version}, which never was; export it again.")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SpectralError(
             f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; "

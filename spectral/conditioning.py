@@ -47,8 +47,8 @@ def check(config: ConditioningConfig) -> None:
             f"conditioning.n_classes is {config.n_classes} for {len(config.class_names)} class_names; "
             f"set it to {len(config.class_names) + 1}: the last class is the null class."
         )
-    if config.kind == "text" and min(config.layers, config.heads) < 1:
-        raise SpectralError("A text tower needs conditioning.layers and heads of at least 1.")
+    if config.kind == "text" and not (1 <= config.layers <= 128 and 1 <= config.heads <= 1024):
+        raise SpectralError("A text tower needs conditioning.layers of 1 to 128 and heads of 1 to 1024.")
     if config.kind == "text" and config.context_length != 77:
         raise SpectralError(f"conditioning.context_length is {config.context_length}; CLIP's 77 tokens are expected.")
     if config.kind == "text" and config.width % config.heads:

@@ -13,6 +13,9 @@ from .errors import SpectralError
 #: Version of the JSON written into a checkpoint. A reader refuses a higher one.
 FORMAT_VERSION = 1
 
+#: No size, count or step of a model comes near it.
+LARGEST_INTEGER = 2**31 - 1
+
 Kind = Literal["student", "lite", "teacher", "autoencoder"]
 
 
@@ -188,6 +191,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         hint = dict
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if hint in (int, float) and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise SpectralError(f"{where} is beyond any number that a model has.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -5,6 +5,7 @@ Notation: x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε with t in 0 … T − 1 (Eq. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,8 +38,10 @@ class Schedule:
     def __init__(
         self, linear_start: float = 0.0015, linear_end: float = 0.0195, steps: int = 1000, prediction: str = "eps"
     ) -> None:
-        if not (0.0 < linear_start < 1.0 and 0.0 < linear_end < 1.0 and steps >= 1):
-            raise SpectralError(f"A schedule needs 0 < β < 1 and steps ≥ 1, not {linear_start}, {linear_end}, {steps}.")
+        if not (0.0 < linear_start < 1.0 and 0.0 < linear_end < 1.0 and 1 <= steps <= 10**6):
+            raise SpectralError(
+                f"A schedule needs 0 < β < 1 and 1 to 1000000 steps, not {linear_start}, {linear_end}, {steps}."
+            )
         if prediction not in ("eps", "v"):
             raise SpectralError(f"A network predicts 'eps' or 'v', not {prediction!r}.")
         self.linear_start, self.linear_end, self.steps, self.prediction = linear_start, linear_end, steps, prediction
@@ -93,12 +96,18 @@ class Schedule:
 
 
 def guided(denoise: Denoise, guidance: float, cond: Tensor | None, uncond: Tensor | None) -> Denoise:
-    """Classifier-free guidance, ε = ε_u + w (ε_c − ε_u), both in one batch; w = 1 asks the conditional one alone."""
-    if guidance == 1.0 or uncond is None:
+    """Classifier-free guidance, ε = ε_u + w (ε_c − ε_u), both in one batch; w = 1 asks the conditional one alone.
+
+    Raises:
+        SpectralError: w is not finite, or is not 1 and there are not two conditions to weigh.
+    """
+    if not math.isfinite(guidance):
+        raise SpectralError(f"The guidance is {guidance}; expected a number, 1 for none.")
+    if guidance == 1.0:
         return lambda x, t, context=None: denoise(x, t, cond)
-    if cond is None:
+    if cond is None or uncond is None:
         raise SpectralError(
-            "Guidance other than 1 needs a conditioning to steer towards; give cond, or set guidance to 1."
+            "Guidance other than 1 weighs a condition against its absence; give cond and uncond, or set guidance to 1."
         )
     both = torch.cat([uncond.expand(len(cond), -1, -1), cond])
 
@@ -138,7 +147,12 @@ def ddim(
 
     Returns:
         x_0, [B, C, H, W].
+
+    Raises:
+        SpectralError: steps, eta or guidance that cannot be.
     """
+    if not 0.0 <= eta < math.inf:
+        raise SpectralError(f"DDIM's eta is {eta}; expected 0 (deterministic) or more (1 is ancestral).")
     model = guided(denoise, guidance, cond, uncond)
     times = schedule.ddim_timesteps(steps)
     alphas = schedule.alphas_cumprod[times].tolist()

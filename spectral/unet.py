@@ -292,6 +292,12 @@ def check(config: UNetConfig) -> None:
     sizes = (config.in_channels, config.out_channels, config.model_channels, config.num_res_blocks)
     if not positive(sizes) or not config.channel_mult or not positive(config.channel_mult):
         raise SpectralError("A U-Net's channels, channel_mult and num_res_blocks must all be at least 1.")
+    limits = {"image_size": 2**14, "transformer_depth": 64, "num_res_blocks": 64, "model_channels": 2**14}
+    for name, most in limits.items():
+        if not 1 <= getattr(config, name) <= most:
+            raise SpectralError(f"A U-Net's {name} is {getattr(config, name)}; expected 1 to {most}.")
+    if len(config.channel_mult) > 16 or max(config.channel_mult) > 64:
+        raise SpectralError("A U-Net's channel_mult has at most 16 levels of at most 64 times the width.")
     if config.norm_groups < 1 or config.model_channels % config.norm_groups:
         raise SpectralError(
             f"model_channels is {config.model_channels}; group normalisation needs a multiple of {config.norm_groups} "

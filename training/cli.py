@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import itertools
 import json
 import sys
+import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..spectral.errors import SpectralError
@@ -99,12 +103,16 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
         SpectralError: a key is unknown, a value has the wrong type, or the file cannot be read.
     """
     import jsonargparse
+    import yaml
 
     parser = jsonargparse.ArgumentParser(f"spectral-diffusion {command}", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; what follows it overrides its values")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_class_arguments(cls, fail_untyped=True)
     try:
+        for path in _configs(argv):
+            with suppress(yaml.YAMLError, OSError):  # which the parser says better
+                _check_sections(cls, yaml.safe_load(Path(path).read_text("utf-8")), path)
         parsed = parser.parse_args(list(argv))
         values = vars(parser.instantiate(parsed))
     except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
@@ -122,6 +130,19 @@ def _configs(argv: Sequence[str]) -> list[str]:
     """The files that the command line gives to --config."""
     apart = [value for option, value in itertools.pairwise(argv) if option == "--config"]
     return apart + [text.removeprefix("--config=") for text in argv if text.startswith("--config=")]
+
+
+def _check_sections(cls: Any, data: Any, where: str) -> None:
+    """That every section of a configuration file holds settings; jsonargparse passes over one that is a mere value.
+
+    Raises:
+        SpectralError: names the section.
+    """
+    if not isinstance(data, dict):
+        raise SpectralError(f"{where} should hold settings, each with its name, not {data!r}.")
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind) and name in data:
+            _check_sections(kind, data[name], f"{where}: {name}")
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:

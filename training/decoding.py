@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
@@ -14,6 +16,22 @@ from ..spectral.errors import SpectralError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 T = TypeVar("T")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every picture in a folder and the folders inside it, sorted.
+
+    Raises:
+        SpectralError: a folder that may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SpectralError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
+
+    walked = os.walk(folder, onerror=refuse)
+    return sorted(
+        Path(here, name) for here, _, names in walked for name in names if Path(name).suffix.lower() in SUFFIXES
+    )
 
 
 def decode(open_file: Callable[[], IO[bytes]], name: str, read: Callable[[Image.Image], T]) -> T:

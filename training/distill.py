@@ -23,7 +23,7 @@ from ..spectral.unet import Tap, UNet, check
 from . import cli
 from .conditions import Conditions
 from .images import DataConfig, latents, load
-from .loop import RunConfig, check_dropout, fit
+from .loop import RunConfig, check_dropout, check_weight, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
@@ -61,6 +61,12 @@ class LossConfig:
     frequency: float = 0.1
     alpha: float = -1.0
     taps: TapConfig = field(default_factory=TapConfig)
+
+    def __post_init__(self) -> None:
+        check_weight("loss.spatial", self.spatial)
+        check_weight("loss.frequency", self.frequency)
+        if not abs(self.alpha) <= 8:
+            raise SpectralError(f"loss.alpha is {self.alpha}; expected an exponent between -8 and 8.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     )
     check(unet)
     conditions = Conditions(teacher.config.conditioning, data)
-    begin(config, teacher=teacher.file.sha256)
+    begin(config, teacher=teacher.file.sha256, data=data.sha256)
     x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, conditions, config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"

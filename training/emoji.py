@@ -77,7 +77,8 @@ def _open(package: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(package) as archive:
             yield archive
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise SpectralError(f"{package} cannot be read as an npm package (.tgz): {error}.") from error
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise SpectralError(f"{package} cannot be read as an npm package (.tgz): {reason}.") from error
 
 
 def _code(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from ..spectral.errors import SpectralError
-from .decoding import SUFFIXES, decode, rgb
+from .decoding import SUFFIXES, decode, files_in, rgb
 
 #: The emoji that ship with the kit (see `emoji.py` for how they are made).
 EMOJI64 = Path(__file__).parent / "datasets" / "emoji64.tar"
@@ -39,8 +40,8 @@ class DataConfig:
     subgroups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise SpectralError(f"data.size is {self.size}; expected the side of the images in pixels.")
+        if not 1 <= self.size <= 8192:
+            raise SpectralError(f"data.size is {self.size}; expected the side of the images in pixels, 1 to 8192.")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class ImageSet(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
+
+    @property
+    def sha256(self) -> str:
+        """Of the pixels and what is said of them, in hexadecimal."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(json.dumps([self.captions, self.subgroups]).encode())
+        return digest.hexdigest()
 
     def floats(self, indices: Tensor | slice = slice(None)) -> Tensor:
         """The chosen images as float32 in [−1, 1]."""
@@ -114,19 +122,19 @@ def _read_shard(path: Path) -> Iterator[tuple[str, bytes, str, tuple[str, ...]]]
                 groups = (str(about.get("group", "")), str(about.get("subgroup", "")))
                 yield f"{name} in {path}", content, str(about.get("caption", Path(name).stem)), groups
     except (tarfile.TarError, ValueError, OSError, EOFError) as error:
-        raise SpectralError(f"{path} cannot be read as a tar shard of images ({error}).") from error
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise SpectralError(f"{path} cannot be read as a tar shard of images ({reason}).") from error
 
 
 def _read_folder(path: Path) -> Iterator[tuple[str, Path, str, tuple[str, ...]]]:
     """(name, image path, caption, (sub-folder,)): the caption is a .txt beside the image, else its name in words."""
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() in SUFFIXES:
-            text = file.with_suffix(".txt")
-            try:
-                caption = text.read_text("utf-8").strip() if text.exists() else re.sub("[_-]", " ", file.stem)
-            except UnicodeDecodeError as error:
-                raise SpectralError(f"{text} is no caption: expected text in UTF-8 ({error.reason}).") from error
-            yield str(file), file, caption, (file.parent.name,)
+    for file in files_in(path):
+        text = file.with_suffix(".txt")
+        try:
+            caption = text.read_text("utf-8").strip() if text.exists() else re.sub("[_-]", " ", file.stem)
+        except UnicodeDecodeError as error:
+            raise SpectralError(f"{text} is no caption: expected text in UTF-8 ({error.reason}).") from error
+        yield str(file), file, caption, (file.parent.name,)
 
 
 @torch.no_grad()

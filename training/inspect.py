@@ -57,7 +57,7 @@ def inspect(path: Path | None, preset: str | None, teacher: str | None) -> dict[
     Raises:
         SpectralError: none or several are given, or the one is unknown or unreadable.
     """
-    if sum(given is not None for given in (path, preset, teacher)) != 1:
+    if sum(bool(given) for given in (path, preset, teacher)) != 1:
         raise SpectralError("inspect takes one of: the path of a checkpoint, --preset NAME, or --teacher NAME.")
     if path is None:
         return describe(presets.config(preset or f"{str(teacher).removesuffix('-teacher')}-teacher"))

@@ -73,6 +73,8 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
+        if self.batch_size > 65536:
+            raise SpectralError(f"run.batch_size is {self.batch_size}; expected at most 65536 images a step.")
         for name in ("warmup", "weight_decay", "preview_every", "checkpoint_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 0.")
@@ -176,6 +178,12 @@ def check_dropout(share: float) -> None:
     """Raise SpectralError where `share` is no share of captions or classes to leave out."""
     if not 0.0 <= share <= 1.0:
         raise SpectralError(f"dropout is {share}; expected the share of conditions to leave out, 0 to 1.")
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raise SpectralError where `weight` is none that a term of a loss can have."""
+    if not 0.0 <= weight < math.inf:
+        raise SpectralError(f"{name} is {weight}; expected a weight of 0 (off) or more.")
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -293,7 +301,9 @@ def _restore(out: Path, task: nn.Module, ema: EMA, optimizer: torch.optim.Optimi
         return 0
     try:
         state = torch.load(files[-1], map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if not isinstance(state, dict) or not {"step", "task", "ema", "optimizer", "rng", "cuda_rng"} <= set(state):
+            raise ValueError("not what this kit writes")
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise SpectralError(
             f"{files[-1]} cannot be read as a checkpoint; remove it, and the run goes on from the one before it."
         ) from error
@@ -301,7 +311,7 @@ def _restore(out: Path, task: nn.Module, ema: EMA, optimizer: torch.optim.Optimi
         task.load_state_dict(state["task"])
         ema.restore(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise SpectralError(
             f"{files[-1]} is a checkpoint of another model ({reason}); choose another output folder or remove it."

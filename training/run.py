@@ -21,11 +21,11 @@ from accelerate import PartialState
 from ..spectral.errors import SpectralError
 from .files import write_whole
 
-#: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher and
-#: a first stage it is the content that must stay, wherever the file lies.
+#: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher, a
+#: first stage and the images it is the content that must stay, wherever it lies.
 FREE = {
     *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep")),
-    *("title", "license", "teacher", "autoencoder"),
+    *("title", "license", "teacher", "autoencoder", "data.path"),
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 
@@ -67,7 +67,7 @@ def begin(config: Any, **inputs: str) -> None:
 
     Args:
         config: the run's configuration; its `run` (loop.RunConfig) names the folder, the steps and the seed.
-        inputs: SHA-256 of the files that it learns from, by what they are called in the configuration.
+        inputs: SHA-256 of what it learns from, by what they are called in the configuration.
 
     Raises:
         SpectralError: the folder has checkpoints of a run with other settings or inputs (the first that differs is
@@ -107,9 +107,10 @@ def check_resumable(config: Any, inputs: dict[str, str]) -> None:
     learnt_from = _known(out / "environment.json")
     for name, digest in inputs.items():
         if learnt_from.get(f"inputs.{name}", digest) != digest:
+            given = getattr(config, name)
             raise SpectralError(
-                f"{out} holds a run with another {name} than {getattr(config, name)}, whose content has changed; "
-                "give the former one to go on with that run, or choose another run.out."
+                f"{out} holds a run whose {name} was not what {getattr(given, 'path', given)} holds now; "
+                "give the former content to go on with that run, or choose another run.out."
             )
     done = int(checkpoints[-1].stem)
     if done > config.run.steps:

@@ -21,6 +21,8 @@ from .images import ImageSet
 from .loop import check_seed
 from .run import device
 
+LARGEST = 8192  # pixels along a side
+
 
 def context_of(config: ModelConfig, conditioner: nn.Module | None, prompts: Sequence[str]) -> Tensor | None:
     """Contexts [N, T, width] for prompts: texts, class names, or the numbers of classes; "" is the null condition.
@@ -45,7 +47,7 @@ def _label(config: ModelConfig, prompt: str) -> int:
         return count - 1
     if prompt in names:
         return names.index(prompt)
-    if prompt.isdecimal() and int(prompt) < count:
+    if prompt.isdecimal() and len(prompt) < 10 and int(prompt) < count:
         return int(prompt)
     raise SpectralError(
         f"No class {prompt!r}: expected 0 to {count - 1}{' or one of ' + ', '.join(names) if names else ''}."
@@ -77,8 +79,8 @@ def sample(
     check_seed(seed)
     assert config.unet is not None and config.first_stage is not None
     factor = config.first_stage.downscale
-    if size is not None and (size < factor or size % factor):
-        raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}.")
+    if size is not None and (not factor <= size <= LARGEST or size % factor):
+        raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}, up to {LARGEST}.")
     side = size // factor if size else config.unet.image_size
     device, stage_device = next(unet.parameters()).device, next(first_stage.parameters()).device
     shape = (config.unet.in_channels, side, side)
@@ -98,6 +100,10 @@ def sample(
             cond=cond,
             uncond=uncond,
         )
+        if not latent.isfinite().all():
+            raise SpectralError(
+                "The samples are not finite: the model's weights are damaged, or the guidance is too high."
+            )
         images.append(first_stage.decode((latent / config.scale_factor).to(stage_device)).cpu())  # type: ignore[operator]
     return ((torch.cat(images).clamp(-1, 1) + 1) / 2).float()
 
@@ -131,7 +137,8 @@ def preview_rows(
     assert first_stage is not None
     chosen = torch.linspace(0, len(data) - 1, columns).long()
     prompts = {"text": data.captions, "class": data.subgroups}.get(config.conditioning.kind, ("",) * len(data))
-    samples = sample(config, unet, first_stage, conditioner, [prompts[i] for i in chosen], steps=25)
+    steps = min(25, config.schedule.steps)
+    samples = sample(config, unet, first_stage, conditioner, [prompts[i] for i in chosen], steps=steps)
     figures.save_grid({"data": (data.floats(chosen) + 1) / 2, config.kind: samples}, path)
 
 
@@ -162,13 +169,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write_images(images: Tensor, folder: Path) -> list[Path]:
-    """Write [N, 3, H, W] in [0, 1] as 000.png, 001.png, …; those of an earlier call are removed.
-
-    The folder holds these alone, so that `spectrum` may be asked about it.
-    """
+    """Write [N, 3, H, W] in [0, 1] as 000.png, 001.png, …; nothing else in the folder is touched."""
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in folder.glob("[0-9][0-9][0-9]*.png"):
-        earlier.unlink()
     paths = []
     for index, image in enumerate(images):
         pixels = (image.movedim(0, -1) * 255).round().to(torch.uint8).numpy()

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
 from . import cli
-from .decoding import SUFFIXES, T, decode, floats
+from .decoding import SUFFIXES, T, decode, files_in, floats
 from .images import EMOJI64
 
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
@@ -175,8 +175,7 @@ def _find(path: str, archives: ExitStack) -> list[_Picture]:
     if not place.exists():
         raise SpectralError(f"No images at {place}: expected an image, a folder of images or a .tar shard.")
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
-        found = [_on_disk(file) for file in files]
+        found = [_on_disk(file) for file in files_in(place)]
     elif place.suffix.lower() == ".tar":
         found = list(_members(place, archives))
     else:

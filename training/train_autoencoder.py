@@ -16,7 +16,7 @@ from ..spectral.config import FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from . import cli, figures
 from .images import DataConfig, ImageSet, latents, load
-from .loop import RunConfig, fit
+from .loop import RunConfig, check_weight, fit
 from .run import begin, is_main, summary
 
 
@@ -39,6 +39,10 @@ class AutoencoderConfig:
     )
     frequency_weight: float = 1.0
     kl_weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_weight("frequency_weight", self.frequency_weight)
+        check_weight("kl_weight", self.kl_weight)
 
 
 class AutoencoderTask(nn.Module):
@@ -82,7 +86,7 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
             f"data.size is {config.data.size}; this first stage needs a multiple of {config.first_stage.downscale}."
         )
     data = load(config.data)
-    begin(config)
+    begin(config, data=data.sha256)
     task = AutoencoderTask(config, data)
     shown = slice(0, 12) if len(data) < 24 else slice(0, len(data), len(data) // 12)
 

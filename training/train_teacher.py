@@ -97,7 +97,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     config = replace(config, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
     conditions = Conditions(config.conditioning, data)
-    begin(config, autoencoder=base.file.sha256)
+    begin(config, autoencoder=base.file.sha256, data=data.sha256)
     x_0 = latents(base.first_stage, data, device()) * base.config.scale_factor
     task = DenoisingTask(config, x_0, conditions)
     about = ModelConfig(

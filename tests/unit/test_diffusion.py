@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -147,15 +150,32 @@ def test_guidance_is_the_formula_by_hand(guidance: float) -> None:
     torch.testing.assert_close(result, ddim(by_hand, x_T, schedule, 5))
 
 
-@pytest.mark.parametrize(("guidance", "uncond"), [(1.0, UNCOND), (3.0, None), (1.0, None)])
-def test_without_guidance_the_condition_alone_is_asked(guidance: float, uncond: Tensor | None) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"guidance": 3.0, "cond": COND}, "give cond and uncond"),
+        ({"guidance": 2.0, "uncond": UNCOND}, "give cond and uncond"),
+        ({"guidance": math.nan, "cond": COND, "uncond": UNCOND}, "guidance is nan"),
+        ({"guidance": math.inf, "cond": COND, "uncond": UNCOND}, "guidance is inf"),
+        ({"eta": -1.0}, "eta is -1"),
+        ({"eta": math.nan}, "eta is nan"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpectralError, match=says):
+        ddim(contextual, normal(2, 3, 4, 4), Schedule(), 5, **options)
+
+
+@pytest.mark.parametrize("uncond", [UNCOND, None], ids=["uncond", "none"])
+def test_without_guidance_the_condition_alone_is_asked(uncond: Tensor | None) -> None:
     x_T, schedule, sizes = normal(2, 3, 4, 4), Schedule(), set()
 
     def counting(x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         sizes.add(len(x))
         return contextual(x, t, context)
 
-    result = ddim(counting, x_T, schedule, 5, guidance=guidance, cond=COND, uncond=uncond)
+    result = ddim(counting, x_T, schedule, 5, guidance=1.0, cond=COND, uncond=uncond)
     assert torch.equal(result, ddim(lambda x, t, context=None: contextual(x, t, COND), x_T, schedule, 5))
     assert sizes == {2}
 
@@ -185,7 +205,7 @@ def test_the_callback_sees_every_step_and_no_gradient_is_kept() -> None:
     [
         ((0.0, 0.02, 10), "0 < β < 1"),
         ((0.001, 1.0, 10), "0 < β < 1"),
-        ((0.001, 0.02, 0), "steps ≥ 1"),
+        ((0.001, 0.02, 0), "1 to 1000000 steps"),
         ((0.001, 0.02, 10, "x0"), "'eps' or 'v', not 'x0'"),
     ],
     ids=["start", "end", "steps", "prediction"],
@@ -199,8 +219,3 @@ def test_a_schedule_that_cannot_be_is_refused(arguments: tuple[float, float, int
 def test_a_number_of_steps_that_cannot_be_is_refused(steps: int) -> None:
     with pytest.raises(SpectralError, match=f"1 to 1000.*not {steps}"):
         ddim(contextual, normal(1, 3, 4, 4), Schedule(), steps)
-
-
-def test_guidance_without_a_condition_is_refused() -> None:
-    with pytest.raises(SpectralError, match="needs a conditioning"):
-        ddim(contextual, normal(2, 3, 4, 4), Schedule(), 5, guidance=2.0, uncond=UNCOND)

@@ -140,6 +140,13 @@ def test_a_typo_in_a_key_is_a_sentence_and_exit_code_2(configuration: Path) -> N
         (["--config", "teacher.safetensors"], "teacher.safetensors"),
         (["--config=teacher.safetensors"], "teacher.safetensors"),
         (["--config", "tab.yaml"], "tab.yaml, line 2"),
+        (["--config", "flat.yaml"], "flat.yaml: data should hold settings, each with its name, not 5"),
+        (["--config", "deep.yaml"], "deep.yaml: loss: taps should hold settings"),
+        (["--loss.spatial", "-1"], "loss.spatial is -1"),
+        (["--loss.alpha", "1e9"], "loss.alpha is"),
+        (["--run.batch_size", "100000000000"], "run.batch_size is 100000000000"),
+        (["--data.size", "1000000"], "data.size is 1000000"),
+        (["--model_channels", "100000000"], "model_channels is 100000000"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -152,6 +159,8 @@ def test_what_distill_cannot_do_is_a_sentence(
 ) -> None:
     monkeypatch.chdir(configuration.parent)
     Path("tab.yaml").write_text("run:\n\tsteps: 3\n")
+    Path("flat.yaml").write_text("data: 5\n")
+    Path("deep.yaml").write_text("loss:\n  taps: 1\n")
     assert says in refusal(["distill", "--config", "config.yaml", *arguments], capsys)
     assert not Path("run").exists()
 
@@ -194,11 +203,19 @@ def test_a_run_goes_on_only_with_the_teacher_that_it_had(
         title="another",
     )
     capsys.readouterr()
-    assert "run holds a run with another teacher than other.safetensors" in refusal(
+    assert "run holds a run whose teacher was not what other.safetensors holds now" in refusal(
         [*more, "other.safetensors"], capsys
     )
+    more.append("elsewhere.safetensors")
+    Path("data").rename("pictures")
+    assert cli.main([*more, "--data.path", "pictures"]) == 0
+    next(Path("pictures/red").iterdir()).unlink()
+    capsys.readouterr()
+    assert "run holds a run whose data was not what pictures holds now" in refusal(
+        [*more, "--data.path", "pictures"], capsys
+    )
     Path("run/config.yaml").write_text("")
-    assert "config.yaml is damaged" in refusal([*more, "elsewhere.safetensors"], capsys)
+    assert "config.yaml is damaged" in refusal([*more, "--data.path", "pictures"], capsys)
 
 
 def test_without_intervals_there_is_one_checkpoint_at_the_end(
