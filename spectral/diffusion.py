@@ -98,12 +98,14 @@ class Schedule:
 def guided(denoise: Denoise, guidance: float, cond: Tensor | None, uncond: Tensor | None) -> Denoise:
     """Classifier-free guidance, ε = ε_u + w (ε_c − ε_u), both in one batch; w = 1 asks the conditional one alone.
 
+    Without any condition ε_u and ε_c are one, and so is ε for every w.
+
     Raises:
-        SpectralError: w is not finite, or is not 1 and there are not two conditions to weigh.
+        SpectralError: w is not finite, or is not 1 and only one of the two conditions is there.
     """
     if not math.isfinite(guidance):
         raise SpectralError(f"The guidance is {guidance}; expected a number, 1 for none.")
-    if guidance == 1.0:
+    if guidance == 1.0 or (cond is None and uncond is None):
         return lambda x, t, context=None: denoise(x, t, cond)
     if cond is None or uncond is None:
         raise SpectralError(

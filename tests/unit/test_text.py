@@ -115,8 +115,8 @@ def test_tokens_have_their_frame_at_any_length() -> None:
     ("settings", "says"),
     [
         ({"width": 0}, "width is 0"),
-        ({"heads": 0}, "at least 1"),
-        ({"layers": 0}, "at least 1"),
+        ({"heads": 0}, "heads of 1 to 1024"),
+        ({"layers": 0}, "layers of 1 to 128"),
         ({"heads": 5}, "5 heads"),
     ],
     ids=["width", "no-heads", "no-layers", "heads"],
