@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ..spectral import checkpoint, conditioning
-from ..spectral.checkpoint import CONDITIONER, UNET, CheckpointFile
+from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
+from ..spectral.formats.source import CONDITIONER, UNET
 from . import clip, files, model, vae
 
 TEXT = CONDITIONER + "transformer."

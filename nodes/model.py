@@ -17,9 +17,10 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..spectral import checkpoint
-from ..spectral.checkpoint import UNET, CheckpointFile
+from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig, UNetConfig
 from ..spectral.errors import SpectralError
+from ..spectral.formats.source import UNET
 from ..spectral.unet import UNet
 
 

@@ -11,9 +11,10 @@ from comfy.ldm.models.autoencoder import AutoencoderKL
 from torch.nn import functional as F
 
 from ..spectral import autoencoder, checkpoint
-from ..spectral.checkpoint import FIRST_STAGE, CheckpointFile
+from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import FirstStageConfig
 from ..spectral.errors import SpectralError
+from ..spectral.formats.source import FIRST_STAGE
 from . import examples
 from .model import RgbFactors
 

@@ -1,7 +1,8 @@
-"""Checkpoints in and out: one safetensors file with the tensors in LDM's layout and what they are in its metadata.
+"""Checkpoints in and out: the door to every format (see `formats`), and the project's own.
 
-Tensors are `model.diffusion_model.*`, `first_stage_model.*` and `cond_stage_model.*`. The metadata key
-`spectral_diffusion` holds the versioned JSON of `config.ModelConfig`; `modelspec.*` says the same to other tools.
+That is one safetensors file with the tensors in LDM's layout and what they are in its metadata: tensors are
+`model.diffusion_model.*`, `first_stage_model.*` and `cond_stage_model.*`; the metadata key `spectral_diffusion` holds
+the versioned JSON of `config.ModelConfig`, and `modelspec.*` says the same to other tools.
 """
 
 from __future__ import annotations
@@ -12,40 +13,41 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import autoencoder, conditioning
+from . import autoencoder, conditioning, memory
 from .config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
 from .diffusion import Schedule
 from .errors import SpectralError
+from .formats import diffusers_folder, ldm
+from .formats.source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
+from .formats.tensor_files import open_tensors
 from .unet import UNet
 from .unet import check as check_unet
 
-UNET, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 METADATA_KEY = "spectral_diffusion"
+AS_THE_FILE_SAYS = ReadOptions()
+#: Characters and levels of the description; this project writes some 3000 and 5.
+LARGEST_DESCRIPTION, DEEPEST_DESCRIPTION = 2**20, 24
 
 
 @dataclass(frozen=True)
-class CheckpointFile:
-    """A checkpoint as it lies on disk: what it is, and its tensors by name (mapped, not copied)."""
-
-    path: Path
-    config: ModelConfig
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
+class CheckpointFile(Source):
+    """A checkpoint as it lies on disk: what it is, and its tensors by LDM's names (mapped, not copied)."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of the whole file, in hexadecimal."""
+        """Of the whole file, in hexadecimal; of a folder, over all files in it."""
         return sha256(self.path)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
@@ -66,56 +68,100 @@ class Checkpoint:
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file's content, in hexadecimal."""
+    """Digest of a file's content, or of the names and contents of all files in a folder, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    folder = path.is_dir()
+    for part in sorted(item for item in path.rglob("*") if item.is_file()) if folder else [path]:
+        if folder:
+            digest.update(f"{part.relative_to(path).as_posix()}\0{part.stat().st_size}\0".encode())
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
-def read(path: str | os.PathLike[str]) -> CheckpointFile:
-    """Open a checkpoint without building anything.
+def read(path: str | os.PathLike[str], options: ReadOptions = AS_THE_FILE_SAYS) -> CheckpointFile:
+    """Open a checkpoint without building anything or reading its numbers.
+
+    Args:
+        path: a file of this project, of latent-diffusion or Stable Diffusion (.safetensors, .ckpt), or a diffusers
+            folder; recognised by what is in it.
+        options: what to assume where the file is silent.
 
     Raises:
-        SpectralError: the file is missing, damaged, not safetensors, not one of ours, or from a newer version; or it
+        SpectralError: it is missing, damaged, of another kind, from a newer version, would run something; or it
             describes what cannot be built.
     """
     path = Path(path)
-    tensors, metadata = _read_safetensors(path)
-    config = _read_config(path, metadata)
-    check(config, path.name)
-    for name, tensor in tensors.items():
+    source = _read(path, options)
+    check(source.config, path.name)
+    for name, tensor in source.tensors.items():
         if not name.startswith((UNET, FIRST_STAGE, CONDITIONER)):
             raise SpectralError(
-                f"{path.name} holds a tensor {name!r} that belongs to no part of a model; re-export it."
+                f"{path.name} holds a tensor {name[:200]!r} that belongs to no part of a model; re-export it."
             )
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise SpectralError(
-                f"{path.name}: tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16."
+                f"{path.name}: tensor {name[:200]!r} is {tensor.dtype}; expected float32, float16 or bfloat16."
             )
-    return CheckpointFile(path, config, tensors, metadata)
+    return CheckpointFile(path, source.config, source.tensors, source.metadata, source.notes)
+
+
+def _read(path: Path, options: ReadOptions) -> Source:
+    """By the reader of the format that `path` is in."""
+    if diffusers_folder.is_folder(path):
+        return diffusers_folder.read(path, options)
+    tensors, metadata = open_tensors(path)
+    if METADATA_KEY in metadata:
+        return Source(path, _read_config(path, metadata), tensors, metadata)
+    return ldm.read(path, tensors, metadata, options)
 
 
 def load(
-    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    options: ReadOptions = AS_THE_FILE_SAYS,
 ) -> Checkpoint:
     """Open a checkpoint and build what it holds, in evaluation mode, on `device` and in `dtype`.
 
     Raises:
-        SpectralError: as `read`; or a tensor is missing, left over, or has another shape than its configuration says.
+        SpectralError: as `read`; or a tensor is missing, left over, not finite, or has another shape than its
+            configuration says.
     """
-    file = read(path)
-    config = file.config
-    with torch.device("meta"):
-        unet = UNet(config.unet) if config.unet is not None else None
-        first_stage = autoencoder.build(config.first_stage) if config.first_stage is not None else None
-        conditioner = conditioning.build(config.conditioning)
-    schedule = Schedule.from_config(config.schedule)
-    parts = ((unet, UNET), (first_stage, FIRST_STAGE), (conditioner, CONDITIONER))
-    for module, prefix in parts:
+    file = read(path, options)
+    schedule = Schedule.from_config(file.config.schedule)
+    modules = _modules(file.config)
+    for prefix, module in modules.items():
+        match(module, file.part(prefix), f"{file.path.name}: {prefix}")
+    for prefix, module in modules.items():
         fill(module, file.part(prefix), f"{file.path.name}: {prefix}", device, dtype)
-    return Checkpoint(config, schedule, unet, first_stage, conditioner, file)
+    unet, first_stage, conditioner = (cast(Any, modules[prefix]) for prefix in (UNET, FIRST_STAGE, CONDITIONER))
+    return Checkpoint(file.config, schedule, unet, first_stage, conditioner, file)
+
+
+def verify(file: CheckpointFile) -> None:
+    """That `load` would succeed, without keeping anything in memory.
+
+    Raises:
+        SpectralError: as `load`.
+    """
+    for prefix, module in _modules(file.config).items():
+        match(module, file.part(prefix), f"{file.path.name}: {prefix}")
+    for name, tensor in file.tensors.items():
+        memory.check_finite(tensor, f"{file.path.name}: {name}")
+        memory.release(tensor)
+
+
+def _modules(config: ModelConfig) -> dict[str, nn.Module | None]:
+    """U-Net, first stage and conditioner by their prefix, on the meta device; None for what a model lacks."""
+    with torch.device("meta"):
+        return {
+            UNET: UNet(config.unet) if config.unet is not None else None,
+            FIRST_STAGE: autoencoder.build(config.first_stage) if config.first_stage is not None else None,
+            CONDITIONER: conditioning.build(config.conditioning),
+        }
 
 
 def check(config: ModelConfig, name: str) -> None:
@@ -154,14 +200,22 @@ def fill(
 ) -> None:
     """Give a module built on the meta device its weights, key for key; `None` takes no tensors at all.
 
+    The weights are copied, for the file may be replaced while the model lives. What has been copied of a mapped file is
+    released at once, so that opening takes the memory of the model and of one tensor.
+
     Raises:
-        SpectralError: a key is missing or left over, or a shape differs; the first one is named.
+        SpectralError: a key is missing or left over, a shape differs, or a number is not finite; the first is named.
     """
     match(module, tensors, where)
-    if module is not None:
-        # Copies: the file may be replaced while the model lives.
-        module.load_state_dict({k: v.to(device, dtype, copy=True) for k, v in tensors.items()}, assign=True)
-        module.eval().requires_grad_(False)
+    if module is None:
+        return
+    weights = {}
+    for name, tensor in tensors.items():
+        memory.check_finite(tensor, where + name)
+        weights[name] = tensor.to(device, dtype, copy=True)
+        memory.release(tensor)
+    module.load_state_dict(weights, assign=True)
+    module.eval().requires_grad_(False)
 
 
 def match(module: nn.Module | None, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -249,45 +303,14 @@ def _modelspec(path: Path, config: ModelConfig, title: str | None, license: str)
     return {f"modelspec.{key}": value for key, value in spec.items()}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; every way in which it can be broken is one sentence."""
-    if not path.exists():
-        raise SpectralError(f"No checkpoint at {path}; check the path.")
-    if not path.is_file():
-        raise SpectralError(f"{path} is a folder; expected a .safetensors file.")
-    if path.suffix.lower() != ".safetensors":
-        raise SpectralError(f"{path.name} is not a .safetensors file, the only kind of checkpoint that opens here.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, dict(file.metadata() or {})
-    except OSError as error:
-        raise SpectralError(
-            f"{path.name} cannot be opened ({error.strerror or error}); check its permissions."
-        ) from error
-    except SafetensorError as error:
-        raise SpectralError(
-            f"{path.name} is damaged or not a safetensors file ({_reason(path, str(error))}); "
-            "download or export it again."
-        ) from error
-
-
-def _reason(path: Path, message: str) -> str:
-    """Why safetensors refused a file, in words for a person."""
-    if path.stat().st_size == 0:
-        return "it is empty"
-    if "incomplete" in message.lower():
-        return "it ends before its last tensor, as after an interrupted download"
-    return f"its header cannot be read: {message.removeprefix('Error while deserializing header: ')}"
-
-
 def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
-    if METADATA_KEY not in metadata:
+    description = metadata[METADATA_KEY]
+    if len(description) > LARGEST_DESCRIPTION or _depth(description) > DEEPEST_DESCRIPTION:
         raise SpectralError(
-            f"{path.name} says nothing of its architecture (no {METADATA_KEY!r} metadata); expected a model that this "
-            "project's training kit exported."
+            f"{path.name}: its {METADATA_KEY!r} metadata is larger or deeper than any; export it again."
         )
     try:
-        data: Any = json.loads(metadata[METADATA_KEY])
+        data: Any = json.loads(description)
     except (ValueError, RecursionError) as error:
         raise SpectralError(
             f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
@@ -301,3 +324,12 @@ def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
             "update Spectral Diffusion."
         )
     return from_dict(ModelConfig, data, f"{path.name}: its description")
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets of a JSON text go at most, counting those inside of strings too."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest

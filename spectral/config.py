@@ -87,18 +87,35 @@ class FirstStageConfig:
 class ConditioningConfig:
     """What the context is made from.
 
-    "none": unconditional. "class": LDM's ClassEmbedder, `n_classes` rows, the last one the null class.
-    "text": a CLIP-shaped tower of `layers` layers, `heads` heads and `width` channels. "external": a context of `width`
-    channels that this project does not make itself (LDM's own BERT-like encoder).
+    "none": unconditional. "class": LDM's ClassEmbedder of `n_classes` rows. "text": a text tower of `layers` layers,
+    `heads` heads and `width` channels. "external": a context of `width` channels whose encoder is not in the file.
+
+    Args:
+        null_class: the last class is the null class, which stands for no class at all (not so in cin256).
+        tower: "clip" (Stable Diffusion's, kept in the layout of its 1.x files) or "ldm" (the bidirectional
+            transformer of LDM's own text models, whose heads are 64 wide whatever the width).
+        activation: of a CLIP tower: "quick_gelu" (OpenAI's) or "gelu" (OpenCLIP's).
+        skip_last: last layers of a CLIP tower that are not run: 1 in Stable Diffusion 2.x. The states taken are
+            normalised by the final normalisation all the same.
+        projection: the tower has a text projection, width × width; ComfyUI's pooled output goes through it.
+        vocabulary: rows of the token embedding.
+        pad_token: fills a text up to `context_length`.
     """
 
     kind: Literal["none", "class", "text", "external"] = "none"
     width: int = 0
     n_classes: int = 0
+    null_class: bool = True
     layers: int = 0
     heads: int = 0
     context_length: int = 77
     class_names: tuple[str, ...] = ()
+    tower: Literal["clip", "ldm"] = "clip"
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    skip_last: int = 0
+    projection: bool = False
+    vocabulary: int = 49408
+    pad_token: int = 49407
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,22 @@ KL_F8 = FirstStageConfig("kl", embed_dim=4, z_channels=4, ch=128, ch_mult=(1, 2,
 
 LINEAR = ScheduleConfig(0.0015, 0.0195)
 STABLE = ScheduleConfig(0.00085, 0.012)
+#: Of Stable Diffusion's first stage, and of txt2img's, from which it comes.
+STABLE_SCALE = 0.18215
 
 _UNCONDITIONAL = UNetConfig(3, 3, 224, (8, 4, 2), channel_mult=(1, 2, 3, 4), num_head_channels=32)
 _TEXT = UNetConfig(
     4, 4, 320, (4, 2, 1), 2, (1, 2, 4, 4), image_size=32, num_heads=8, use_spatial_transformer=True, context_dim=1280
 )
+_STABLE_2 = replace(
+    _TEXT, context_dim=1024, image_size=64, num_heads=-1, num_head_channels=64, use_linear_in_transformer=True
+)
+_CLIP_L = ConditioningConfig("text", width=768, layers=12, heads=12)
+#: OpenCLIP's ViT-H: the last of its layers is not run, and texts are filled up with 0.
+_CLIP_H = ConditioningConfig(
+    "text", width=1024, layers=24, heads=16, activation="gelu", skip_last=1, projection=True, pad_token=0
+)
+_LDM_TEXT = ConditioningConfig("text", tower="ldm", layers=32, heads=8, vocabulary=30522, pad_token=0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ PRESETS: dict[str, Preset] = {
             context_dim=512,
         ),
         VQ_F8,
-        conditioning=ConditioningConfig("class", width=512, n_classes=1000),
+        conditioning=ConditioningConfig("class", width=512, n_classes=1000, null_class=False),
     ),
     "cin256_v2": Preset(
         UNetConfig(3, 3, 192, (8, 4, 2), 2, (1, 2, 3, 5), num_heads=1, use_spatial_transformer=True, context_dim=512),
@@ -92,24 +103,43 @@ PRESETS: dict[str, Preset] = {
             3, 3, 192, (8, 4, 2), 2, (1, 2, 3, 5), num_head_channels=32, use_spatial_transformer=True, context_dim=640
         ),
         VQ_F4,
-        conditioning=ConditioningConfig("external", width=640),
+        conditioning=replace(_LDM_TEXT, width=640),
     ),
     "txt2img_1p4B": Preset(
         _TEXT,
         KL_F8,
         slim=96,
-        conditioning=ConditioningConfig("external", width=1280),
+        conditioning=replace(_LDM_TEXT, width=1280),
         schedule=STABLE,
-        scale_factor=0.18215,
+        scale_factor=STABLE_SCALE,
     ),
     # The paper's text students: txt2img's network with CLIP ViT-L/14's context in place of LDM's own encoder.
     "text_to_image": Preset(
         replace(_TEXT, context_dim=768),
         KL_F8,
         slim=96,
-        conditioning=ConditioningConfig("text", width=768, layers=12, heads=12),
+        conditioning=_CLIP_L,
         schedule=STABLE,
-        scale_factor=0.18215,
+        scale_factor=STABLE_SCALE,
+    ),
+    "stable_diffusion_1": Preset(
+        replace(_TEXT, context_dim=768, image_size=64),
+        KL_F8,
+        slim=96,
+        conditioning=_CLIP_L,
+        schedule=STABLE,
+        scale_factor=STABLE_SCALE,
+    ),
+    "stable_diffusion_2": Preset(
+        _STABLE_2, KL_F8, slim=96, conditioning=_CLIP_H, schedule=STABLE, scale_factor=STABLE_SCALE
+    ),
+    "stable_diffusion_2_v": Preset(
+        replace(_STABLE_2, image_size=96),
+        KL_F8,
+        slim=96,
+        conditioning=_CLIP_H,
+        schedule=replace(STABLE, prediction="v"),
+        scale_factor=STABLE_SCALE,
     ),
 }
 ROLES: tuple[Kind, ...] = ("teacher", "lite", "student")

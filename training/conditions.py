@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..spectral.conditioning import has_null
 from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
-from ..spectral.text import END, START
+from ..spectral.text import END, START, VOCABULARY
+from . import wordpiece
 from .images import ImageSet
 
 
-def tokenize(texts: Sequence[str], length: int = 77) -> Tensor:
-    """CLIP token ids [N, length] int64: START, the text, END and END again to the end; longer texts are cut.
+def tokens_of(config: ConditioningConfig, texts: Sequence[str], vocabulary: Path | None = None) -> Tensor:
+    """The token ids [N, context_length] int64 that the tower of `config` reads.
+
+    Args:
+        vocabulary: for LDM's own encoder, where BERT's vocab.txt lies; see `wordpiece.find_vocabulary`.
+
+    Raises:
+        SpectralError: the tower's vocabulary is another one, or that of BERT is not on this machine.
+    """
+    if config.tower == "ldm":
+        return wordpiece.tokenize(texts, config, vocabulary)
+    if config.vocabulary < VOCABULARY:
+        raise SpectralError(
+            f"conditioning.vocabulary is {config.vocabulary}; texts become CLIP's tokens, which need {VOCABULARY}."
+        )
+    return tokenize(texts, config.context_length, config.pad_token)
+
+
+def tokenize(texts: Sequence[str], length: int = 77, pad: int = END) -> Tensor:
+    """CLIP token ids [N, length] int64: START, the text, END, then `pad` to the end; longer texts are cut.
 
     The byte-pair encoding is open_clip's; it is told of a torchvision without compiled operators, which open_clip
     imports but does not need for this.
@@ -25,7 +46,7 @@ def tokenize(texts: Sequence[str], length: int = 77) -> Tensor:
     rows = []
     for text in texts:
         ids = tokenizer.encode(text)[: length - 2]
-        rows.append([START, *ids, END] + [END] * (length - 2 - len(ids)))
+        rows.append([START, *ids, END] + [pad] * (length - 2 - len(ids)))
     return torch.tensor(rows)
 
 
@@ -58,38 +79,64 @@ class Conditions:
     Args:
         config: of the conditioner; for classes, `class_names` must hold every subgroup of the data.
         data: whose captions (text) or subgroups (class) are meant.
+        dropout: how often `context` gives the null condition in place of an image's own.
+        vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
 
     Raises:
-        SpectralError: a subgroup is not among the classes.
+        SpectralError: a subgroup is not among the classes; there is no null condition to drop to; the encoder is not in
+            the checkpoint; or as `tokens_of`.
     """
 
-    def __init__(self, config: ConditioningConfig, data: ImageSet) -> None:
-        self.config = config
+    def __init__(
+        self, config: ConditioningConfig, data: ImageSet, dropout: float = 0.0, vocabulary: Path | None = None
+    ) -> None:
+        self.config, self.dropout = config, dropout
         self.ids: Tensor | None = None
+        self.null: Tensor | None = None
+        if config.kind == "external":
+            raise SpectralError(
+                f"The model attends to a context of width {config.width}, but its encoder is not in the checkpoint; "
+                "give one that holds it."
+            )
+        if config.kind == "class" and dropout > 0 and not has_null(config):
+            raise SpectralError(
+                f"dropout is {dropout:g}, but none of the model's {config.n_classes} classes stands for no class; "
+                "set dropout to 0."
+            )
         if config.kind == "text":
-            self.ids = tokenize(data.captions, config.context_length)
-            self.null = tokenize([""], config.context_length)
+            self.ids = tokens_of(config, data.captions, vocabulary)
+            self.null = tokens_of(config, [""], vocabulary)
         elif config.kind == "class":
-            names = {name: index for index, name in enumerate(config.class_names)}
-            unknown = sorted(set(data.subgroups) - set(names))
-            if unknown:
-                raise SpectralError(f"The model has no class named {unknown[0]!r}; its classes are {', '.join(names)}.")
-            self.ids = torch.tensor([names[name] for name in data.subgroups])
-            self.null = torch.tensor([config.n_classes - 1])
+            self.ids = _labels(config, data)
+            self.null = torch.tensor([config.n_classes - 1]) if has_null(config) else None
 
-    def context(self, conditioner: nn.Module | None, indices: Tensor, dropout: float = 0.0) -> Tensor | None:
+    def context(self, conditioner: nn.Module | None, indices: Tensor) -> Tensor | None:
         """Contexts [B, T, width] of the images at `indices`, each replaced by the null one with chance `dropout`."""
         if self.ids is None or conditioner is None:
             return None
         device = next(conditioner.parameters()).device
         ids = self.ids[indices.cpu()]
-        if dropout > 0:
-            dropped = torch.rand(len(ids)) < dropout
+        if self.dropout > 0 and self.null is not None:
+            dropped = torch.rand(len(ids)) < self.dropout
             ids = torch.where(dropped.view(-1, *[1] * (ids.dim() - 1)), self.null, ids)
         return conditioner(ids.to(device))  # type: ignore[no-any-return]
 
     def unconditional(self, conditioner: nn.Module | None) -> Tensor | None:
-        """The null context, [1, T, width]."""
-        if self.ids is None or conditioner is None:
+        """The null context, [1, T, width]; None where the model has none."""
+        if self.null is None or conditioner is None:
             return None
         return conditioner(self.null.to(next(conditioner.parameters()).device))  # type: ignore[no-any-return]
+
+
+def _labels(config: ConditioningConfig, data: ImageSet) -> Tensor:
+    """The class of every image, [N] int64, by the name of its subgroup."""
+    names = {name: index for index, name in enumerate(config.class_names)}
+    unknown = sorted(set(data.subgroups) - set(names))
+    if unknown and not names:
+        raise SpectralError(
+            f"The model's {config.n_classes} classes have no names, so the data's subgroups name none of them; "
+            "set class_names in the checkpoint's conditioning."
+        )
+    if unknown:
+        raise SpectralError(f"The model has no class named {unknown[0]!r}; its classes are {', '.join(names)}.")
+    return torch.tensor([names[name] for name in data.subgroups])

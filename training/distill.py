@@ -82,7 +82,8 @@ class DistillConfig:
         norm_groups: groups of the student's normalisations; fewer than LDM's 32 below 64 channels (see UNetConfig).
         data: the images.
         loss: weights and features of the distillation.
-        dropout: how often the condition is replaced by the null one.
+        dropout: how often the condition is replaced by the null one; 0 for a teacher that has none.
+        vocabulary: BERT's vocab.txt, for a teacher with LDM's own text encoder.
         title: of the exported file.
         license: of the exported file.
     """
@@ -96,6 +97,7 @@ class DistillConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: float = 0.1
+    vocabulary: Path | None = None
     title: str = "Spectral Diffusion student"
     license: str = "Apache-2.0"
 
@@ -116,7 +118,7 @@ class DistillTask(nn.Module):
     ) -> None:
         super().__init__()
         assert teacher.unet is not None
-        self.x_0, self.conditions, self.dropout, self.weights = x_0, conditions, config.dropout, config.loss
+        self.x_0, self.conditions, self.weights = x_0, conditions, config.loss
         self.schedule: Schedule = teacher.schedule
         self.student = UNet(student)
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
@@ -136,7 +138,7 @@ class DistillTask(nn.Module):
         x_t = self.schedule.q_sample(x_0, t, noise)
         known: dict[Tap, Tensor] = {}
         with torch.no_grad():
-            context = self.conditions.context(conditioner, indices, self.dropout)
+            context = self.conditions.context(conditioner, indices)
             target = teacher(x_t, t, context, features=known) if self.distils else None
         seen: dict[Tap, Tensor] = {}
         prediction = self.student(x_t, t, context, features=seen)
@@ -204,7 +206,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
         norm_groups=config.norm_groups,
     )
     check(unet)
-    conditions = Conditions(teacher.config.conditioning, data)
+    conditions = Conditions(teacher.config.conditioning, data, config.dropout, config.vocabulary)
     begin(config, teacher=teacher.file.sha256, data=data.sha256)
     x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, conditions, config)
@@ -212,7 +214,9 @@ def train(config: DistillConfig) -> dict[str, Any]:
     about = replace(teacher.config, kind=kind, unet=unet, preset=None, teacher_sha256=teacher.file.sha256)
 
     def preview(path: Path) -> None:
-        preview_rows(about, task.student, teacher.first_stage, teacher.conditioner, data, path)
+        preview_rows(
+            about, task.student, teacher.first_stage, teacher.conditioner, data, path, vocabulary=config.vocabulary
+        )
 
     statistics = fit(task, data, config.run, preview)
     training = summary(config, statistics, len(data)) | {"teacher": teacher.config.training}

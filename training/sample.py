@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..spectral import checkpoint, diffusion
 from ..spectral.checkpoint import Checkpoint
-from ..spectral.config import ModelConfig
+from ..spectral.conditioning import has_null
+from ..spectral.config import ConditioningConfig, ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from . import cli, figures
-from .conditions import tokenize
+from .conditions import tokens_of
 from .images import ImageSet
 from .loop import check_seed
 from .run import device
@@ -24,26 +25,36 @@ from .run import device
 LARGEST = 8192  # pixels along a side
 
 
-def context_of(config: ModelConfig, conditioner: nn.Module | None, prompts: Sequence[str]) -> Tensor | None:
+def context_of(
+    config: ModelConfig, conditioner: nn.Module | None, prompts: Sequence[str], vocabulary: Path | None = None
+) -> Tensor | None:
     """Contexts [N, T, width] for prompts: texts, class names, or the numbers of classes; "" is the null condition.
 
+    Args:
+        vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
+
     Raises:
-        SpectralError: a class is unknown, or the model takes no prompts.
+        SpectralError: a class is unknown, the model takes no prompts, or what reads them is not there.
     """
-    kind = config.conditioning.kind
+    condition = config.conditioning
+    if condition.kind == "external":
+        raise SpectralError(
+            f"This model attends to a context of width {condition.width}, but its encoder is not in the checkpoint; "
+            "sample from one that holds it."
+        )
     if conditioner is None:
         if any(prompts):
             raise SpectralError("This model is unconditional; sample from it without prompts.")
         return None
     device = next(conditioner.parameters()).device
-    if kind == "text":
-        return conditioner(tokenize(prompts, config.conditioning.context_length).to(device))  # type: ignore[no-any-return]
-    return conditioner(torch.tensor([_label(config, prompt) for prompt in prompts], device=device))  # type: ignore[no-any-return]
+    if condition.kind == "text":
+        return conditioner(tokens_of(condition, prompts, vocabulary).to(device))  # type: ignore[no-any-return]
+    return conditioner(torch.tensor([_label(condition, prompt) for prompt in prompts], device=device))  # type: ignore[no-any-return]
 
 
-def _label(config: ModelConfig, prompt: str) -> int:
-    names, count = config.conditioning.class_names, config.conditioning.n_classes
-    if not prompt:
+def _label(config: ConditioningConfig, prompt: str) -> int:
+    names, count = config.class_names, config.n_classes
+    if not prompt and has_null(config):
         return count - 1
     if prompt in names:
         return names.index(prompt)
@@ -52,6 +63,18 @@ def _label(config: ModelConfig, prompt: str) -> int:
     raise SpectralError(
         f"No class {prompt!r}: expected 0 to {count - 1}{' or one of ' + ', '.join(names) if names else ''}."
     )
+
+
+def _guidance(config: ConditioningConfig, asked: float | None) -> float:
+    """The weight of guidance: 2 unless asked otherwise, 1 (none) where there is nothing to be guided away from."""
+    if config.kind == "none" or (asked is None and not has_null(config)):
+        return 1.0
+    if asked not in (None, 1.0) and not has_null(config):
+        raise SpectralError(
+            f"guidance is {asked:g}, but none of the model's {config.n_classes} classes stands for no class, "
+            "which guidance leads away from; set guidance to 1."
+        )
+    return 2.0 if asked is None else asked
 
 
 @torch.no_grad()
@@ -63,20 +86,25 @@ def sample(
     prompts: Sequence[str],
     *,
     steps: int = 50,
-    guidance: float = 2.0,
+    guidance: float | None = None,
     seed: int = 0,
     size: int | None = None,
     batch: int = 16,
+    vocabulary: Path | None = None,
 ) -> Tensor:
     """One image for each prompt, [N, 3, H, W] in [0, 1]. Image i depends on (seed, i) and its prompt alone.
 
     Args:
+        guidance: weight of classifier-free guidance; None is 2, or 1 for a model without a null condition.
         size: side of the images in pixels; the training size by default.
+        vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
 
     Raises:
-        SpectralError: prompts that the model does not know, or a size that is no multiple of the first stage's factor.
+        SpectralError: prompts that the model does not know, guidance of a model without a null condition, or a size
+            that is no multiple of the first stage's factor.
     """
     check_seed(seed)
+    weight = _guidance(config.conditioning, guidance)
     assert config.unet is not None and config.first_stage is not None
     factor = config.first_stage.downscale
     if size is not None and (not factor <= size <= LARGEST or size % factor):
@@ -89,14 +117,14 @@ def sample(
     images = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
-        cond = context_of(config, conditioner, some)
-        uncond = context_of(config, conditioner, [""]) if cond is not None else None
+        cond = context_of(config, conditioner, some, vocabulary)
+        uncond = context_of(config, conditioner, [""], vocabulary) if weight != 1.0 else None
         latent = diffusion.ddim(
             unet,
             noise[start : start + batch].to(device),
             schedule,
             steps,
-            guidance=guidance if cond is not None else 1.0,
+            guidance=weight,
             cond=cond,
             uncond=uncond,
         )
@@ -113,7 +141,7 @@ def _noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: int | float | None) -> Tensor:
+def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: int | float | Path | None) -> Tensor:
     """`sample` from an opened checkpoint.
 
     Raises:
@@ -132,13 +160,15 @@ def preview_rows(
     data: ImageSet,
     path: Path,
     columns: int = 12,
+    vocabulary: Path | None = None,
 ) -> None:
     """A grid of data over samples of the same captions, always from the same noise."""
     assert first_stage is not None
     chosen = torch.linspace(0, len(data) - 1, columns).long()
     prompts = {"text": data.captions, "class": data.subgroups}.get(config.conditioning.kind, ("",) * len(data))
     steps = min(25, config.schedule.steps)
-    samples = sample(config, unet, first_stage, conditioner, [prompts[i] for i in chosen], steps=steps)
+    chosen_prompts = [prompts[i] for i in chosen]
+    samples = sample(config, unet, first_stage, conditioner, chosen_prompts, steps=steps, vocabulary=vocabulary)
     figures.save_grid({"data": (data.floats(chosen) + 1) / 2, config.kind: samples}, path)
 
 
@@ -150,16 +180,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for images/ and grid.png")
     parser.add_argument("--count", type=int, default=1, help="images of each prompt")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=2.0, help="weight of classifier-free guidance; 1 is none")
+    parser.add_argument("--guidance", type=float, help="weight of classifier-free guidance, 1 is none; 2 by default")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
+    parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
     opened = checkpoint.load(arguments.checkpoint, device=device())
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
-    options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size")}
+    options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size", "vocabulary")}
     images = sample_checkpoint(opened, prompts, **options)
     paths = write_images(images, arguments.out / "images")
     grid = arguments.out / "grid.png"

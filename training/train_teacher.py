@@ -58,7 +58,7 @@ class DenoisingTask(nn.Module):
 
     def __init__(self, config: TeacherConfig, x_0: Tensor, conditions: Conditions) -> None:
         super().__init__()
-        self.x_0, self.conditions, self.dropout = x_0, conditions, config.dropout
+        self.x_0, self.conditions = x_0, conditions
         self.schedule = Schedule.from_config(config.schedule)
         self.unet = UNet(config.unet)
         self.conditioner = conditioning.build(config.conditioning)
@@ -68,7 +68,7 @@ class DenoisingTask(nn.Module):
         x_0 = self.x_0[indices.cpu()].to(device)
         t = torch.randint(self.schedule.steps, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
-        context = self.conditions.context(self.conditioner, indices, self.dropout)
+        context = self.conditions.context(self.conditioner, indices)
         prediction = self.unet(self.schedule.q_sample(x_0, t, noise), t, context)
         return {"loss": F.mse_loss(prediction.float(), self.schedule.target(x_0, t, noise))}
 
@@ -96,7 +96,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     data = load(config.data)
     config = replace(config, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
-    conditions = Conditions(config.conditioning, data)
+    conditions = Conditions(config.conditioning, data, config.dropout)
     begin(config, autoencoder=base.file.sha256, data=data.sha256)
     x_0 = latents(base.first_stage, data, device()) * base.config.scale_factor
     task = DenoisingTask(config, x_0, conditions)
@@ -159,11 +159,11 @@ def check_fit(config: TeacherConfig, first_stage: FirstStageConfig) -> None:
 
 
 def with_classes(config: ConditioningConfig, data: ImageSet) -> ConditioningConfig:
-    """For classes: the data's subgroups as names, and one more class for "none of them"."""
+    """For classes: the data's subgroups as names, and one more class for "none of them" where there is to be one."""
     if config.kind != "class" or config.class_names:
         return config
     names = tuple(sorted(set(data.subgroups)))
-    return replace(config, class_names=names, n_classes=len(names) + 1)
+    return replace(config, class_names=names, n_classes=len(names) + config.null_class)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from spectral_diffusion.spectral import checkpoint, conditioning
 from spectral_diffusion.spectral.autoencoder import build
 from spectral_diffusion.spectral.config import ModelConfig, ScheduleConfig, from_dict, to_dict
 from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.formats.source import UNET
 from spectral_diffusion.spectral.unet import UNet
 
 from . import tiny
@@ -128,7 +129,7 @@ def test_metadata_says_what_the_file_is(config: ModelConfig, tmp_path: Path) -> 
 def test_stored_in_half_it_opens_in_float32_with_those_values(dtype: torch.dtype, tmp_path: Path) -> None:
     config = CONFIGS["teacher-with-classes"]
     path = tiny.write(tmp_path / "model.safetensors", config, dtype)
-    stored = checkpoint.read(path).part(checkpoint.UNET)
+    stored = checkpoint.read(path).part(UNET)
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     unet = checkpoint.load(path).unet
     assert unet is not None

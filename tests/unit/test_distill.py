@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spectral_diffusion.spectral import checkpoint, presets
 from spectral_diffusion.spectral.config import ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.formats.source import CONDITIONER, FIRST_STAGE, UNET
 from spectral_diffusion.spectral.unet import Tap
 from spectral_diffusion.training import distill
 from spectral_diffusion.training.conditions import Conditions
@@ -48,7 +49,8 @@ def task_of(config: DistillConfig) -> DistillTask:
     assert opened.config.unet is not None and opened.first_stage is not None
     x_0 = latents(opened.first_stage, images) * opened.config.scale_factor
     unet = presets.slim(opened.config.unet, config.model_channels, config.resampler)
-    task = DistillTask(unet, opened, x_0, Conditions(opened.config.conditioning, images), config)
+    conditions = Conditions(opened.config.conditioning, images, config.dropout)
+    task = DistillTask(unet, opened, x_0, conditions, config)
     tiny.randomized(task.student, 7)
     return task
 
@@ -77,7 +79,7 @@ def test_without_weights_it_is_plain_ddpm(teacher: Path, data: DataConfig) -> No
     task = task_of(configure(teacher, data, loss=LossConfig(0, 0)))
     opened, images = checkpoint.load(teacher), load(data)
     config = TeacherConfig(RunConfig(Path("unused"), 1), teacher, task.student.config, data, tiny.CLASSES)
-    plain = DenoisingTask(config, task.x_0, Conditions(tiny.CLASSES, images))
+    plain = DenoisingTask(config, task.x_0, Conditions(tiny.CLASSES, images, config.dropout))
     plain.unet.load_state_dict(task.student.state_dict())
     assert opened.conditioner is not None and plain.conditioner is not None
     plain.conditioner.load_state_dict(opened.conditioner.state_dict())
@@ -193,12 +195,12 @@ def test_a_trained_students_file_opens_and_holds_its_teachers_other_parts(
     assert student.config.training["config"]["loss"]["spatial"] == 0.1
     assert student.config.training["statistics"]["loss"] == result["loss"]
     assert student.file.metadata["modelspec.title"] == "Tiny"
-    for prefix in (checkpoint.FIRST_STAGE, checkpoint.CONDITIONER):
+    for prefix in (FIRST_STAGE, CONDITIONER):
         theirs = source.file.part(prefix)
         assert all(torch.equal(tensor, theirs[key].half()) for key, tensor in student.file.part(prefix).items())
     assert teacher.read_bytes() == before
     saved = torch.load(tmp_path / "run" / "checkpoints" / "00000004.pt", weights_only=True)
-    first = student.file.tensors[checkpoint.UNET + "time_embed.0.weight"]
+    first = student.file.tensors[UNET + "time_embed.0.weight"]
     assert torch.equal(first, saved["ema"]["average"][0].half())
 
 
@@ -207,7 +209,7 @@ def test_the_seed_decides_the_student(teacher: Path, data: DataConfig, tmp_path:
         config = configure(teacher, data, tmp_path / name)
         run = replace(config.run, seed=seed, steps=2, preview_every=0)
         path = distill.train(replace(config, run=run))["path"]
-        return checkpoint.read(path).tensors[checkpoint.UNET + "input_blocks.0.0.weight"]
+        return checkpoint.read(path).tensors[UNET + "input_blocks.0.0.weight"]
 
     assert torch.equal(train("a", 3), train("b", 3)) and not torch.equal(train("c", 4), train("d", 3))
 

@@ -227,7 +227,7 @@ def test_texts_become_the_contexts_of_their_tokens() -> None:
     assert found is not None and torch.equal(found, tower(tokenize(["a red apple", "a cat"])))
     null = conditions.unconditional(tower)
     assert null is not None and torch.equal(null, tower(tokenize([""])))
-    dropped = conditions.context(tower, torch.tensor([0, 1]), dropout=1.0)
+    dropped = Conditions(tiny.TEXT, data, dropout=1.0).context(tower, torch.tensor([0, 1]))
     assert dropped is not None and torch.equal(dropped, null.expand(2, -1, -1))
 
 
@@ -240,7 +240,7 @@ def test_subgroups_become_the_contexts_of_their_classes() -> None:
     null = conditions.unconditional(embedder)
     assert null is not None and torch.equal(null, embedder(torch.tensor([2])))
     torch.manual_seed(0)
-    many = conditions.context(embedder, torch.zeros(2000, dtype=torch.long), dropout=0.3)
+    many = Conditions(tiny.CLASSES, data, dropout=0.3).context(embedder, torch.zeros(2000, dtype=torch.long))
     assert many is not None
     assert (many == null).all(-1).float().mean().item() == pytest.approx(0.3, abs=0.04)
 

@@ -1,0 +1,317 @@
+"""Checkpoints in the layout of latent-diffusion and Stable Diffusion: a whole model, a U-Net, or a first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import presets
+from ..config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
+from ..errors import SpectralError
+from ..presets import Preset
+from . import inference, text_keys
+from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
+
+#: Averages lie under this prefix, by the name inside `model.` with its dots removed.
+AVERAGE = "model_ema."
+#: What LDM registers beside the weights.
+_BUFFERS = {
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "lvlb_weights",
+    "logvar",
+    "cond_ids",
+    "scale_factor",
+    "v_pred",
+    "ztsnr",
+    AVERAGE + "decay",
+    AVERAGE + "num_updates",
+}
+#: Parts that no inference reads: the discriminator and perceptual loss of a first stage in training, and the like.
+_UNREAD = (FIRST_STAGE + "loss.", FIRST_STAGE + "model_ema.", CONDITIONER + "transformer.to_logits.")
+#: First names of tensors in other kinds of files, and what to say about them.
+_OTHERS = {
+    "conditioner.embedders.": "a Stable Diffusion XL checkpoint",
+    "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3 checkpoint",
+    "model.diffusion_model.double_blocks.": "a Flux checkpoint",
+    "double_blocks.": "a Flux checkpoint",
+    "control_model.": "a ControlNet",
+    "lora_unet_": "a LoRA; load it with Load LoRA",
+    "lora_te_": "a LoRA; load it with Load LoRA",
+    "unet.down_blocks.": "a LoRA; load it with Load LoRA",
+    "down_blocks.": "one part of a diffusers folder; give the folder",
+    "text_model.": "a text encoder alone",
+    "transformer.resblocks.": "a text encoder alone",
+}
+
+
+def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Source:
+    """A model from the tensors of a file.
+
+    Raises:
+        SpectralError: it is another kind of model, or a tensor is missing or belongs to nothing.
+    """
+    parts = _parts(path.name, tensors)
+    stage = inference.first_stage(parts[FIRST_STAGE], f"{path.name}: {FIRST_STAGE}") if parts[FIRST_STAGE] else None
+    if not parts[UNET]:
+        return _autoencoder(path, stage, parts, metadata)
+    where = f"{path.name}: "
+    found = inference.unet(parts[UNET], where + UNET)
+    known = inference.signature(found)
+    unet, notes = inference.completed(found, known, stage, options)
+    if options.ema:
+        parts[UNET] = _averaged(path.name, parts[UNET], tensors)
+    conditioning, parts[CONDITIONER], more = _conditioning(parts[CONDITIONER], unet, where + CONDITIONER)
+    notes += more
+    schedule, more = _schedule(where, tensors, metadata, parts[UNET], unet, known, options)
+    notes += more
+    scale, more = _scale(where, tensors, stage, known, options)
+    config = ModelConfig(
+        "teacher", unet, stage, conditioning, schedule, scale, preset=_preset_name(unet, stage, conditioning)
+    )
+    joined = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+    return Source(path, config, joined, dict(metadata), tuple(notes + more))
+
+
+def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of U-Net, first stage and conditioner, each without its prefix.
+
+    Raises:
+        SpectralError: there is neither a U-Net nor a first stage, or a tensor that belongs to no part.
+    """
+    for prefix, whole in (("", UNET), ("diffusion_model.", UNET), ("model.", UNET)):
+        if prefix + "input_blocks.0.0.weight" in tensors:
+            tensors = {whole + key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if "encoder.conv_in.weight" in tensors:
+        tensors = {FIRST_STAGE + key: tensor for key, tensor in tensors.items()}
+    parts: dict[str, dict[str, Tensor]] = {UNET: {}, FIRST_STAGE: {}, CONDITIONER: {}}
+    for key, tensor in tensors.items():
+        if key in _BUFFERS or key.startswith((*_UNREAD, AVERAGE)) or key.endswith(".position_ids"):
+            continue
+        part = next((part for part in parts if key.startswith(part)), None)
+        if part is None:
+            raise SpectralError(_unknown(name, key, tensors))
+        parts[part][key[len(part) :]] = tensor
+    if "input_blocks.0.0.weight" not in parts[UNET] and "encoder.conv_in.weight" not in parts[FIRST_STAGE]:
+        raise SpectralError(_unknown(name, next(iter(tensors), "nothing"), tensors))
+    return parts
+
+
+def _unknown(name: str, key: str, tensors: Mapping[str, Tensor]) -> str:
+    """What to say of a file in which `key` belongs to nothing that is known."""
+    for prefix, kind in _OTHERS.items():
+        if any(other.startswith(prefix) for other in tensors):
+            return f"{name} looks like {kind}; expected a latent diffusion model or Stable Diffusion 1.x or 2.x."
+    if any(other.startswith((UNET, FIRST_STAGE)) for other in tensors):
+        return f"{name} holds a tensor {key[:200]!r} that belongs to no part of a latent diffusion model; remove it."
+    return (
+        f"{name} holds no latent diffusion model (its tensors have names such as {key[:200]!r}); expected a "
+        "checkpoint of latent diffusion, Stable Diffusion 1.x or 2.x, or of this project's training kit."
+    )
+
+
+def _autoencoder(
+    path: Path, stage: FirstStageConfig | None, parts: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]
+) -> Source:
+    """A file of a first stage alone."""
+    for key in parts[CONDITIONER]:
+        raise SpectralError(f"{path.name}: {CONDITIONER}{key} belongs to no U-Net, which the file lacks.")
+    config = ModelConfig("autoencoder", first_stage=stage)
+    return Source(path, config, {FIRST_STAGE + key: t for key, t in parts[FIRST_STAGE].items()}, dict(metadata))
+
+
+def _averaged(name: str, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages of the U-Net's weights; the weights themselves where the file keeps no averages.
+
+    Raises:
+        SpectralError: some averages are there and others are missing, or belong to no weight.
+    """
+    found = {key for key in tensors if key.startswith(AVERAGE) and key not in _BUFFERS}
+    if not found:
+        return dict(weights)
+    names = {key: AVERAGE + ("diffusion_model." + key).replace(".", "") for key in weights}
+    for key, average in names.items():
+        if average not in found:
+            raise SpectralError(f"{name} has averaged weights but not {average} (of {UNET}{key}); turn ema off.")
+    for average in sorted(found.difference(names.values())):
+        raise SpectralError(f"{name}: {average} is the average of no weight in the file; turn ema off.")
+    return {key: tensors[average] for key, average in names.items()}
+
+
+def _conditioning(
+    tensors: dict[str, Tensor], unet: UNetConfig, where: str
+) -> tuple[ConditioningConfig, dict[str, Tensor], list[str]]:
+    """What the context is made from, its tensors under our names, and what was assumed."""
+    if not unet.use_spatial_transformer:
+        return ConditioningConfig(), tensors, []
+    assert unet.context_dim is not None
+    if not tensors:
+        note = "The file holds no conditioner; a text model needs its text encoder from another file."
+        return ConditioningConfig("external", width=unet.context_dim), {}, [note]
+    if "embedding.weight" in tensors:
+        rows, width = inference.shape(tensors, "embedding.weight", 2, where)
+        null = rows != 1000
+        assumed = [] if rows in (1000, 1001) else ["The last class is taken for the null class."]
+        return ConditioningConfig("class", width=width, n_classes=rows, null_class=null), tensors, assumed
+    for mark, convert in _TOWERS.items():
+        if any(key.startswith(mark) for key in tensors):
+            conditioning, converted = convert(tensors, where)
+            return conditioning, converted, []
+    raise SpectralError(
+        f"{where}{next(iter(tensors))[:200]} belongs to no known conditioner; expected classes, CLIP, OpenCLIP or "
+        "LDM's text encoder."
+    )
+
+
+def _clip(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConfig, dict[str, Tensor]]:
+    """Stable Diffusion 1.x: the tower of CLIP ViT-L/14 in transformers' layout."""
+    inner = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items() if key != "logit_scale"}
+    converted = text_keys.from_transformers(inner, where)
+    return text_keys.describe(converted, where), converted
+
+
+def _open_clip(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConfig, dict[str, Tensor]]:
+    """Stable Diffusion 2.x: the tower of OpenCLIP's ViT-H, without its last layer."""
+    inner = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+    converted = text_keys.from_open_clip(inner, where)
+    described = text_keys.describe(converted, where)
+    # Files that were made from diffusers' folders lack the last of the 24 layers, which is never run.
+    skip = 1 if described.width != 1024 or described.layers == 24 else 0
+    return replace(described, activation="gelu", skip_last=skip, pad_token=0), converted
+
+
+def _ldm_text(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConfig, dict[str, Tensor]]:
+    """LDM's own transformer: attention and feed-forward are two entries of its list of layers."""
+    vocabulary, width = inference.shape(tensors, "transformer.token_emb.weight", 2, where)
+    length = inference.shape(tensors, "transformer.pos_emb.emb.weight", 2, where)[0]
+    layers = inference.count(tensors, "transformer.attn_layers.layers.{}.0.weight") // 2
+    inner = inference.shape(tensors, "transformer.attn_layers.layers.0.1.to_q.weight", 2, where)[0]
+    described = ConditioningConfig(
+        "text",
+        width=width,
+        layers=layers,
+        heads=inner // 64,
+        context_length=length,
+        tower="ldm",
+        vocabulary=vocabulary,
+        pad_token=0,
+    )
+    return described, tensors
+
+
+_TOWERS: dict[str, Callable[[dict[str, Tensor], str], tuple[ConditioningConfig, dict[str, Tensor]]]] = {
+    "transformer.token_emb.": _ldm_text,
+    "transformer.": _clip,
+    "model.": _open_clip,
+}
+
+_PUBLISHED = {(preset.schedule.linear_start, preset.schedule.linear_end) for preset in presets.PRESETS.values()}
+
+
+def _schedule(
+    where: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    weights: Mapping[str, Tensor],
+    unet: UNetConfig,
+    known: Preset | None,
+    options: ReadOptions,
+) -> tuple[ScheduleConfig, list[str]]:
+    """The noise schedule from the file's own buffer, else from the published model of this architecture."""
+    notes: list[str] = []
+    if "betas" in tensors:
+        schedule = _from_betas(tensors["betas"], where)
+    elif known is not None:
+        schedule = replace(known.schedule, prediction="eps")
+    else:
+        schedule = presets.STABLE if unet.in_channels == 4 and unet.use_spatial_transformer else presets.LINEAR
+        notes.append(
+            f"The file does not tell its noise schedule; β from {schedule.linear_start} to {schedule.linear_end} is "
+            "assumed."
+        )
+    return replace(schedule, prediction=options.prediction or _prediction(tensors, metadata, weights, unet)), notes
+
+
+def _from_betas(betas: Tensor, where: str) -> ScheduleConfig:
+    """The schedule whose β are these, linear in √β, as LDM's "linear" is."""
+    if betas.dim() != 1 or not 2 <= len(betas) <= 10**5 or not betas.is_floating_point():
+        raise SpectralError(f"{where}betas has shape {list(betas.shape)}; expected one number a step.")
+    exact = _precision(betas)
+    betas = betas.double()
+    start, end, steps = float(betas[0]), float(betas[-1]), len(betas)
+    for known in _PUBLISHED:
+        if abs(start / known[0] - 1) < exact and abs(end / known[1] - 1) < exact:
+            start, end = known
+    if not 0 < start < end < 1:
+        raise SpectralError(f"{where}betas run from {start:.4g} to {end:.4g}; expected rising numbers between 0 and 1.")
+    linear = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    if not torch.allclose(betas, linear, rtol=max(1e-4, exact), atol=0):
+        raise SpectralError(f"{where}betas are not linear in their square roots, the only schedule of LDM known here.")
+    return ScheduleConfig(float(f"{start:.6g}"), float(f"{end:.6g}"), steps)
+
+
+def _precision(tensor: Tensor) -> float:
+    """Relative difference within which a stored number may be the published one, rounded."""
+    return 4 * torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+
+
+def _prediction(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], weights: Mapping[str, Tensor], unet: UNetConfig
+) -> Literal["eps", "v"]:
+    """Whether the U-Net predicts noise or velocity: said by the file, or seen in Stable Diffusion 2.x's weights.
+
+    The bias of one normalisation is spread wider in the velocity model than in the base model; ComfyUI looks there too.
+    """
+    said = metadata.get("modelspec.prediction_type", "").lower()
+    if "v_pred" in tensors or said.startswith("v"):
+        return "v"
+    bias = weights.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
+    if said or bias is None or unet.context_dim != 1024 or not unet.use_linear_in_transformer:
+        return "eps"
+    return "v" if bias.dim() == 1 and len(bias) > 1 and float(bias.float().std(correction=0)) > 0.09 else "eps"
+
+
+def _scale(
+    where: str,
+    tensors: Mapping[str, Tensor],
+    stage: FirstStageConfig | None,
+    known: Preset | None,
+    options: ReadOptions,
+) -> tuple[float, list[str]]:
+    """What first-stage latents are multiplied with: the file's own number, else the published model's."""
+    if options.scale_factor:
+        return options.scale_factor, []
+    if "scale_factor" in tensors:
+        number = tensors["scale_factor"]
+        if number.numel() != 1:
+            raise SpectralError(f"{where}scale_factor has shape {list(number.shape)}; expected one number.")
+        scale = float(number)
+        published = (preset.scale_factor for preset in presets.PRESETS.values())
+        return next((value for value in published if abs(scale / value - 1) < _precision(number)), scale), []
+    if known is not None and known.unet != presets.PRESETS["lsun_churches256"].unet:
+        return known.scale_factor, []
+    scale = presets.STABLE_SCALE if stage is not None and stage.kind == "kl" else 1.0
+    return scale, [f"The file does not tell its scale_factor; {scale} is assumed (set scale_factor to change it)."]
+
+
+def _preset_name(unet: UNetConfig, stage: FirstStageConfig | None, conditioning: ConditioningConfig) -> str | None:
+    """The name in the table of a model that is just this one."""
+    for name, preset in presets.PRESETS.items():
+        if (unet, stage, conditioning) == (preset.unet, preset.first_stage, preset.conditioning):
+            return f"{name}-teacher"
+    return None

@@ -1,0 +1,205 @@
+"""Walks through a pickle without running it: what it would name, call and read is known before anything loads it.
+
+torch.load(weights_only=True) is the second wall; this one is lower and tells a person what stands in the way. It also
+keeps out what that function takes, and pays for: allocations of any size, and keys whose hash never ends.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+#: Bytes and operations of a checkpoint's pickle. Stable Diffusion with its averages has 0.5 and 0.1 million.
+LARGEST_PICKLE, MOST_OPERATIONS = 4 * 2**20, 500_000
+
+#: Bytes of one element of each storage.
+STORAGES = {
+    "torch.DoubleStorage": 8,
+    "torch.FloatStorage": 4,
+    "torch.HalfStorage": 2,
+    "torch.BFloat16Storage": 2,
+    "torch.LongStorage": 8,
+    "torch.IntStorage": 4,
+    "torch.ShortStorage": 2,
+    "torch.CharStorage": 1,
+    "torch.ByteStorage": 1,
+    "torch.BoolStorage": 1,
+}
+#: What may be called.
+CALLS = {
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+}
+#: Packages whose callback classes are named in the files that Lightning wrote; they are replaced by empty classes.
+LIGHTNING = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
+
+
+@dataclass(frozen=True)
+class Global:
+    """Something that the pickle names: module and qualified name, joined by a dot."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers beside the pickle: the record that holds them, and the bytes that they claim."""
+
+    record: str
+    size: int
+
+
+class RefusedPickleError(ValueError):
+    """The pickle names, calls or claims what no checkpoint needs; the message says what, for the user."""
+
+
+def is_inert(name: str) -> bool:
+    """Whether a global is a Lightning callback, for which an empty class can stand."""
+    module, _, last = name.rpartition(".")
+    return last.isidentifier() and any(module == root or module.startswith(root + ".") for root in LIGHTNING)
+
+
+def check(pickle: bytes) -> tuple[list[Storage], set[str]]:
+    """The storages that a pickle reads, and the Lightning callbacks that it names.
+
+    Raises:
+        RefusedPickleError: it does anything else.
+        ValueError, IndexError, KeyError, TypeError: it is damaged.
+    """
+    return _Walk().over(pickletools.genops(pickle))
+
+
+#: Stands for every object that is neither a literal, a tuple, a global nor a storage.
+_OBJECT = object()
+
+_FRAMES = {"PROTO", "FRAME"}
+_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING"}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_EMPTY = {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+#: Of protocol 4: followed as far as they lead to a name, which is the better reason for a refusal.
+_UNSUPPORTED = {"SHORT_BINUNICODE", "MEMOIZE", "STACK_GLOBAL", "FRAME"}
+
+
+class _Walk:
+    """The stack machine of pickle, with stand-ins for all objects."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: list[Storage] = []
+        self.inert: set[str] = set()
+
+    def over(self, operations: Iterable[Any]) -> tuple[list[Storage], set[str]]:
+        newer = None
+        for count, (operation, argument, _) in enumerate(operations):
+            if count > MOST_OPERATIONS:
+                raise RefusedPickleError("it has more operations than any checkpoint needs")
+            if operation.name in _UNSUPPORTED:
+                newer = newer or operation.name
+            self._follow(operation.name, argument)
+        if newer:
+            raise RefusedPickleError(f"it uses {newer} of a newer pickle protocol than torch.save writes")
+        return self.storages, self.inert
+
+    def _follow(self, name: str, argument: Any) -> None:
+        push = self.stack.append
+        if name in _LITERALS:
+            push(argument)
+        elif name in _CONSTANTS:
+            push(_CONSTANTS[name])
+        elif name in _EMPTY:
+            push(_OBJECT)
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            push(self.memo[argument])
+        elif name == "MARK":
+            self.marks.append(len(self.stack))
+        elif name == "TUPLE":
+            push(tuple(self._above_mark()))
+        elif name in _TUPLES:
+            push(tuple(self._pop(_TUPLES[name])))
+        elif name not in _FRAMES:
+            self._act(name, argument)
+
+    def _act(self, name: str, argument: Any) -> None:
+        """The operations that fill containers, or name and call something."""
+        push = self.stack.append
+        if name == "APPEND":
+            self._pop(1)
+        elif name == "APPENDS":
+            self._above_mark()
+        elif name == "SETITEM":
+            self._check_keys(self._pop(2))
+        elif name == "SETITEMS":
+            self._check_keys(self._above_mark())
+        elif name in ("GLOBAL", "INST"):
+            push(self._named(str(argument).replace(" ", ".", 1)))
+        elif name == "STACK_GLOBAL":
+            push(self._named(".".join(map(str, self._pop(2)))))
+        elif name == "REDUCE":
+            push(self._called(*self._pop(2)))
+        elif name == "NEWOBJ":
+            push(self._made(*self._pop(2)))
+        elif name == "BUILD":
+            self._pop(1)
+        elif name == "BINPERSID":
+            push(self._stored(*self._pop(1)))
+        elif name == "STOP":
+            self._pop(1)
+        else:
+            raise RefusedPickleError(f"it uses the operation {name}, which torch.save never writes")
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+            raise ValueError("its stack is out of order")
+        taken = self.stack[-count:]
+        del self.stack[-count:]
+        return taken
+
+    def _above_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        taken = self.stack[start:]
+        del self.stack[start:]
+        return taken
+
+    def _named(self, name: str) -> Global:
+        if is_inert(name):
+            self.inert.add(name)
+        elif name not in CALLS and name not in STORAGES:
+            raise RefusedPickleError(f"it names {name[:200]}, which is not needed to hold weights and could run code")
+        return Global(name)
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Global) or not (function.name in CALLS or is_inert(function.name)):
+            raise RefusedPickleError("it calls what is not a function that rebuilds tensors")
+        if function.name == "collections.OrderedDict" and arguments != ():
+            raise RefusedPickleError("it fills an OrderedDict in a way that torch.save never does")
+        return _OBJECT
+
+    def _made(self, kind: Any, _arguments: Any) -> Any:
+        if not isinstance(kind, Global) or not is_inert(kind.name):
+            raise RefusedPickleError("it makes an object that is not needed to hold weights")
+        return _OBJECT
+
+    def _check_keys(self, items: list[Any]) -> None:
+        for key in items[::2]:
+            if not isinstance(key, (str, int, float, bytes, Global, type(None))):
+                raise RefusedPickleError("a dictionary in it has keys that are no names")
+
+    def _stored(self, key: Any) -> Any:
+        if not isinstance(key, tuple) or len(key) != 5 or key[0] != "storage":
+            raise RefusedPickleError("it refers to something outside that is no tensor")
+        kind, record, count = key[1], key[2], key[4]
+        if not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(count, int):
+            raise RefusedPickleError("one of its tensors has no known type of numbers")
+        self.storages.append(Storage(f"data/{record}", count * STORAGES[kind.name]))
+        return _OBJECT
