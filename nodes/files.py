@@ -1,22 +1,27 @@
-"""Which checkpoint files the loader offers, and nothing else: names in, paths inside known folders out."""
+"""Which checkpoints the loader offers, and nothing else: names in, paths inside known folders out."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
 
-from ..spectral import checkpoint
 from ..spectral.errors import SpectralError
+from ..spectral.formats import diffusers_folder
 
 FOLDER = "spectral_diffusion"
-EXTENSIONS = (".safetensors",)
+EXTENSIONS = (".safetensors", ".ckpt")
+#: Model folders of ComfyUI that hold single files, and those in which folders of diffusers are looked for.
+FILE_FOLDERS = (FOLDER, "checkpoints")
+DIFFUSERS_FOLDERS = (*FILE_FOLDERS, "diffusers")
+#: How many levels below a model folder a diffusers folder may lie.
+DEEPEST = 3
 
 #: The small models that come with the pack.
 SHIPPED = Path(__file__).resolve().parents[1] / "workflows" / "checkpoints"
-
-_hashes: dict[str, tuple[tuple[int, int], str]] = {}
 
 
 def register() -> None:
@@ -25,36 +30,61 @@ def register() -> None:
 
 
 def names() -> list[str]:
-    """What the loader lists: the pack's own models first, then the user's, sorted."""
+    """What the loader lists: the pack's own models first, then the user's files and diffusers folders, sorted."""
     own = sorted(path.name for path in SHIPPED.glob("*") if path.suffix in EXTENSIONS)
-    listed = {name for folder in (FOLDER, "checkpoints") for name in folder_paths.get_filename_list(folder)}
-    return own + sorted(name for name in listed.difference(own) if name.lower().endswith(EXTENSIONS))
+    folders = {
+        found.relative_to(root).as_posix() for root in _roots(DIFFUSERS_FOLDERS) for found in _diffusers(root, DEEPEST)
+    }
+    inside = tuple(f"{folder}/" for folder in folders)
+    listed = {name for folder in FILE_FOLDERS for name in folder_paths.get_filename_list(folder)}
+    files = {
+        name
+        for name in listed.difference(own)
+        if name.lower().endswith(EXTENSIONS) and not Path(name).as_posix().startswith(inside)
+    }
+    return own + sorted(files | folders)
 
 
 def find(name: str) -> Path:
-    """The file behind a name of the list.
+    """The file or folder behind a name of the list.
 
     Raises:
-        SpectralError: there is no such file in the folders that the loader lists, or the name points out of them.
+        SpectralError: there is no such model in the folders that the loader lists, or the name points out of them.
     """
     clean = os.path.normpath(name)
-    inside = not os.path.isabs(clean) and not clean.startswith("..") and clean.lower().endswith(EXTENSIONS)
-    folders = [Path(path) for folder in (FOLDER, "checkpoints") for path in folder_paths.get_folder_paths(folder)]
-    for folder in (*folders, SHIPPED):
-        if inside and (folder / clean).is_file():
-            return folder / clean
+    leads_out = os.path.isabs(clean) or os.path.splitdrive(clean)[0] or clean.split(os.sep)[0] in ("..", ".")
+    if not leads_out and "\0" not in clean:
+        for root in (*_roots(FILE_FOLDERS), SHIPPED):
+            if clean.lower().endswith(EXTENSIONS) and (root / clean).is_file():
+                return root / clean
+        for root in _roots(DIFFUSERS_FOLDERS):
+            if diffusers_folder.is_folder(root / clean):
+                return root / clean
     raise SpectralError(
-        f"There is no checkpoint {name!r}; put the .safetensors file into models/{FOLDER} or "
-        "models/checkpoints of ComfyUI, then refresh the page (R) and choose it again."
+        f"There is no checkpoint {name!r}; put the .safetensors or .ckpt file, or the diffusers folder, into "
+        f"models/{FOLDER} or models/checkpoints of ComfyUI, then refresh the page (R) and choose it again."
     )
 
 
-def sha256(path: Path) -> str:
-    """Hash of the file's content, read again only when its size or time of change differ."""
-    stat = path.stat()
-    stamp = (stat.st_mtime_ns, stat.st_size)
-    known = _hashes.get(str(path))
-    if known is None or known[0] != stamp:
-        known = (stamp, checkpoint.sha256(path))
-        _hashes[str(path)] = known
-    return known[1]
+def fingerprint(path: Path) -> str:
+    """Changes with a file, or with any file of a folder: made of names, sizes and times, so that it costs nothing."""
+    parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    seen = [(part.as_posix(), (stat := part.stat()).st_size, stat.st_mtime_ns) for part in parts]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _roots(folders: tuple[str, ...]) -> list[Path]:
+    return [Path(path) for folder in folders for path in folder_paths.get_folder_paths(folder)]
+
+
+def _diffusers(folder: Path, levels: int) -> Iterator[Path]:
+    """The diffusers folders below `folder`; what lies inside of one is not looked at."""
+    try:
+        below = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return
+    for path in below:
+        if diffusers_folder.is_folder(path):
+            yield path
+        elif levels > 1:
+            yield from _diffusers(path, levels - 1)

@@ -1,44 +1,36 @@
-"""Checkpoints in and out: the door to every format (see `formats`), and the project's own.
+"""Checkpoints in and out: the one door to every format that `formats` knows, and the modules behind it.
 
-That is one safetensors file with the tensors in LDM's layout and what they are in its metadata: tensors are
-`model.diffusion_model.*`, `first_stage_model.*` and `cond_stage_model.*`; the metadata key `spectral_diffusion` holds
-the versioned JSON of `config.ModelConfig`, and `modelspec.*` says the same to other tools.
+A file or folder becomes a `CheckpointFile`, whose tensors are mapped and bear LDM's names; a `CheckpointFile` becomes
+modules, key for key, or another file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import hashlib
-import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import autoencoder, conditioning, memory
-from .config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
+from .config import ModelConfig, to_dict
 from .diffusion import Schedule
 from .errors import SpectralError
-from .formats import diffusers_folder, ldm
+from .formats import diffusers_folder, ldm, ldm_writing, spectral_file
 from .formats.source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from .formats.tensor_files import open_tensors
+from .formats.writing import stored
 from .unet import UNet
 from .unet import check as check_unet
 
-METADATA_KEY = "spectral_diffusion"
 AS_THE_FILE_SAYS = ReadOptions()
-#: Characters and levels of the description; this project writes some 3000 and 5.
-LARGEST_DESCRIPTION, DEEPEST_DESCRIPTION = 2**20, 24
+Layout = Literal["spectral", "ldm", "diffusers"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +104,8 @@ def _read(path: Path, options: ReadOptions) -> Source:
     if diffusers_folder.is_folder(path):
         return diffusers_folder.read(path, options)
     tensors, metadata = open_tensors(path)
-    if METADATA_KEY in metadata:
-        return Source(path, _read_config(path, metadata), tensors, metadata)
+    if spectral_file.METADATA_KEY in metadata:
+        return spectral_file.read(path, tensors, metadata)
     return ldm.read(path, tensors, metadata, options)
 
 
@@ -261,75 +253,63 @@ def save(
     Raises:
         SpectralError: the folder cannot be written, or the metadata is not text.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise SpectralError(f"{path} is no name for a checkpoint; expected one that ends in .safetensors.")
-    tensors: dict[str, Tensor] = {}
+    path, tensors = Path(path), {}
     for module, prefix in ((unet, UNET), (first_stage, FIRST_STAGE), (conditioner, CONDITIONER)):
         for name, tensor in (module.state_dict() if module is not None else {}).items():
-            stored = tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype)
-            tensors[prefix + name] = stored.contiguous()
-    metadata = {**_modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: json.dumps(to_dict(config))}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # with the mode that the umask gives; the writer below would make it private
-        mode = partial.stat().st_mode
-        save_file(tensors, partial, metadata)
-        partial.chmod(mode)
-        partial.replace(path)
-    except (OSError, SafetensorError, TypeError, UnicodeError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise SpectralError(f"{path} could not be written ({error}); choose a folder that you may write to.") from error
+            tensors[prefix + name] = tensor
+    spectral_file.write(path, config, stored(tensors, dtype), title=title, license=license, extra=extra)
     return path
 
 
-def _modelspec(path: Path, config: ModelConfig, title: str | None, license: str) -> dict[str, str]:
-    """The metadata that other tools read: https://github.com/Stability-AI/ModelSpec."""
-    spec = {
-        "sai_model_spec": "1.0.1",
-        "architecture": f"spectral-diffusion/{config.kind}",
-        "implementation": "spectral-diffusion",
-        "title": title or path.stem,
-        "author": "Spectral Diffusion",
-        "date": datetime.date.today().isoformat(),
-        "license": license,
-        "prediction_type": "epsilon" if config.schedule.prediction == "eps" else "v",
-    }
-    if config.first_stage is not None:
-        side = config.unet.image_size * config.first_stage.downscale if config.unet else config.first_stage.resolution
-        spec["resolution"] = f"{side}x{side}"
-    return {f"modelspec.{key}": value for key, value in spec.items()}
+def convert(
+    file: CheckpointFile,
+    path: str | os.PathLike[str],
+    layout: Layout = "spectral",
+    *,
+    dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Write an opened checkpoint in one of the three layouts.
+
+    Args:
+        file: as `read` gives it; its averages, where it has them and they were asked for.
+        path: a new file, or for "diffusers" a new folder.
+        layout: "spectral" (this project's, .safetensors), "ldm" (latent-diffusion's and Stable Diffusion's,
+            .safetensors or .ckpt), or "diffusers".
+        dtype: of the stored tensors; None keeps the file's.
+
+    Returns:
+        One sentence for everything that the new file does not say about the model, and that its reader must be told.
+
+    Raises:
+        SpectralError: the tensors do not fit the description; the layout has no place for the model; or the place is
+            taken or cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise SpectralError(f"{path} exists already; choose a new name, or move it away.")
+    verify(file)
+    if layout == "diffusers":
+        diffusers_folder.write(path, file.config, file.tensors, dtype)
+    elif layout == "ldm":
+        ldm_writing.write(path, file.config, file.tensors, dtype)
+    else:
+        licensed = file.metadata.get("modelspec.license")
+        title = file.metadata.get("modelspec.title")
+        spectral_file.write(path, file.config, stored(file.tensors, dtype), title=title, license=licensed)
+    return _lost(file.config, read(path).config)
 
 
-def _read_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
-    description = metadata[METADATA_KEY]
-    if len(description) > LARGEST_DESCRIPTION or _depth(description) > DEEPEST_DESCRIPTION:
-        raise SpectralError(
-            f"{path.name}: its {METADATA_KEY!r} metadata is larger or deeper than any; export it again."
+def _lost(before: ModelConfig, after: ModelConfig) -> list[str]:
+    """What a reader of the converted file would take the model for, where that differs from what it is."""
+    kept, seen = to_dict(before), to_dict(after)
+    sentences = []
+    for part in ("unet", "first_stage", "conditioning", "schedule"):
+        for key, value in (kept[part] or {}).items():
+            found = (seen[part] or {}).get(key)
+            if found != value:
+                sentences.append(f"{part}.{key} is {value}, but the new file will be read as {found}.")
+    if before.scale_factor != after.scale_factor:
+        sentences.append(
+            f"scale_factor is {before.scale_factor}, but the new file will be read as {after.scale_factor}."
         )
-    try:
-        data: Any = json.loads(description)
-    except (ValueError, RecursionError) as error:
-        raise SpectralError(
-            f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
-        ) from error
-    version = data.get("version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version < 1:
-        raise SpectralError(f"{path.name} has format version {version}, which never was; export it again.")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise SpectralError(
-            f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; "
-            "update Spectral Diffusion."
-        )
-    return from_dict(ModelConfig, data, f"{path.name}: its description")
-
-
-def _depth(text: str) -> int:
-    """How deep the brackets of a JSON text go at most, counting those inside of strings too."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[\]{}]", text):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+    return sentences

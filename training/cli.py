@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..spectral.errors import SpectralError
+from ..spectral.formats.source import ReadOptions
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ COMMANDS = {
     "sample": Command("sample", "make images with a checkpoint"),
     "spectrum": Command("spectrum", "power spectra of images, and comparisons of two sets"),
     "inspect": Command("inspect", "what a checkpoint, preset or teacher is"),
+    "convert": Command("convert", "write a checkpoint in another layout: this project's, LDM's, or diffusers'"),
 }
 
 
@@ -94,6 +96,30 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise SpectralError(f"{message[0].upper()}{message[1:]}; see {self.prog} --help.")
+
+
+#: What a command says of its argument that is a model.
+CHECKPOINT = "a student, Lite or teacher: .safetensors, .ckpt, or a diffusers folder"
+
+
+def add_read_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that open a checkpoint: what to assume where the file is silent."""
+    group = parser.add_argument_group("opening the checkpoint", "by default, what the file or a table of models says")
+    group.add_argument("--no-ema", dest="ema", action="store_false", help="the weights themselves, not their averages")
+    group.add_argument("--heads", type=int, help="attention heads of the U-Net")
+    group.add_argument("--head-channels", type=int, help="channels of an attention head of the U-Net")
+    group.add_argument("--prediction", choices=("eps", "v"), help="what the U-Net predicts: noise or velocity")
+    group.add_argument("--image-size", type=int, help="side of the latent that it was trained at, in cells")
+    group.add_argument("--scale-factor", type=float, help="U-Net's latents are first-stage latents times this")
+
+
+def read_options(arguments: argparse.Namespace) -> ReadOptions:
+    """What the options of `add_read_options` were set to.
+
+    Raises:
+        SpectralError: a number is out of range, or two exclude each other.
+    """
+    return ReadOptions(**{item.name: getattr(arguments, item.name) for item in dataclasses.fields(ReadOptions)})
 
 
 def parse_config(cls: type[T], argv: Sequence[str], command: str, description: str | None) -> tuple[T, bool]:

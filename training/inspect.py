@@ -13,6 +13,7 @@ from ..spectral import autoencoder, checkpoint, conditioning, presets
 from ..spectral.config import ModelConfig, to_dict
 from ..spectral.counting import parameters, unet_macs
 from ..spectral.errors import SpectralError
+from ..spectral.formats.source import ReadOptions
 from ..spectral.unet import UNet
 from . import cli
 
@@ -51,8 +52,16 @@ def _latent(config: ModelConfig) -> dict[str, Any] | None:
     return {"channels": channels, "size": size, "image_size": image_size, "scale_factor": config.scale_factor}
 
 
-def inspect(path: Path | None, preset: str | None, teacher: str | None) -> dict[str, Any]:
+def inspect(
+    path: Path | None,
+    preset: str | None,
+    teacher: str | None,
+    options: ReadOptions = checkpoint.AS_THE_FILE_SAYS,
+) -> dict[str, Any]:
     """Describe the one thing that is given.
+
+    Args:
+        options: what to assume where a file is silent.
 
     Raises:
         SpectralError: none or several are given, or the one is unknown or unreadable.
@@ -61,29 +70,33 @@ def inspect(path: Path | None, preset: str | None, teacher: str | None) -> dict[
         raise SpectralError("inspect takes one of: the path of a checkpoint, --preset NAME, or --teacher NAME.")
     if path is None:
         return describe(presets.config(preset or f"{str(teacher).removesuffix('-teacher')}-teacher"))
-    file = checkpoint.load(path).file
+    file = checkpoint.read(path, options)
+    checkpoint.verify(file)
     modelspec = {k.removeprefix("modelspec."): v for k, v in file.metadata.items() if k.startswith("modelspec.")}
     return {
         **describe(file.config),
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in ([path] if path.is_file() else path.rglob("*"))),
         "sha256": file.sha256,
         "modelspec": modelspec,
         "training": file.config.training,
+        "notes": list(file.notes),
     }
 
 
 def main(argv: Sequence[str]) -> None:
     """The command `inspect`."""
     parser = cli.Parser("inspect", __doc__)
-    parser.add_argument("path", nargs="?", type=Path, help="a checkpoint (.safetensors)")
+    parser.add_argument("path", nargs="?", type=Path, help=cli.CHECKPOINT)
+    cli.add_read_options(parser)
     parser.add_argument("--preset", help=f"{', '.join(presets.PRESETS)}; each with -teacher, -lite or -student")
     parser.add_argument("--teacher", help="a published LDM teacher: one of the same names, without an ending")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
-    result = inspect(arguments.path, arguments.preset, arguments.teacher)
+    result = inspect(arguments.path, arguments.preset, arguments.teacher, cli.read_options(arguments))
     if not arguments.json:
         result = {key: value for key, value in result.items() if value is not None and key != "training"}
+        result |= {"notes": " ".join(result["notes"]) or "nothing was assumed"} if "notes" in result else {}
         for key in ("params", "macs"):
             if key in result:
                 result[key] = f"{result[key]:,}"

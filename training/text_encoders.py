@@ -9,12 +9,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..spectral.checkpoint import METADATA_KEY
 from ..spectral.checkpoint import read as read_checkpoint
 from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats import text_keys
 from ..spectral.formats.source import CONDITIONER
+from ..spectral.formats.spectral_file import METADATA_KEY
+from ..spectral.formats.tensor_files import open_tensors
 from ..spectral.text import END
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -49,8 +50,6 @@ def open_text_encoder(
     Raises:
         SpectralError: the file cannot be read, holds no text encoder, or one of another width.
     """
-    from ..spectral.formats.tensor_files import open_tensors
-
     _refuse_programs(path)
     tensors, metadata = open_tensors(path)
     if METADATA_KEY in metadata:

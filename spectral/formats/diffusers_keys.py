@@ -57,7 +57,9 @@ def to_ldm(rows: Iterable[Row], tensors: Mapping[str, Tensor], where: str) -> di
         used.update(names)
         parts = [tensors[name] for name in names]
         if len(parts) == 3 or row.axes:
-            parts = [_without_axes(part, row.heads, f"{where}: {name}") for name, part in zip(names, parts, strict=True)]
+            parts = [
+                _without_axes(part, row.heads, f"{where}: {name}") for name, part in zip(names, parts, strict=True)
+            ]
             if len({part.shape for part in parts}) > 1:
                 raise SpectralError(f"{where}: {', '.join(names)} differ in shape; download it again.")
         whole = parts[0] if len(parts) == 1 else _join(parts, row.heads)
@@ -134,11 +136,11 @@ def _layers(ldm: str, diffusers: str, names: Mapping[str, str], kinds: Iterable[
             yield Row(f"{ldm}{own}.{kind}", (f"{diffusers}{other}.{kind}",))
 
 
-# --- the U-Net ---------------------------------------------------------------------------------------------------------
+# --- the U-Net ---
 
 
 def unet_rows(config: UNetConfig) -> Iterator[Row]:
-    """The table of a U-Net that `unet.check` lets pass: UNet2DConditionModel's with cross-attention, else UNet2DModel's.
+    """The table of a U-Net that `unet.check` passed: UNet2DConditionModel's with cross-attention, else UNet2DModel's.
 
     Raises:
         SpectralError: the U-Net is wavelet-gated, which no network of diffusers is.
@@ -240,11 +242,11 @@ def _transformer_rows(depth: int, ldm: str, diffusers: str) -> Iterator[Row]:
         yield from _layers(ldm + block, diffusers + block, {name: name for name in projections}, ("weight",))
 
 
-# --- the first stage ---------------------------------------------------------------------------------------------------
+# --- the first stage ---
 
 
 def first_stage_rows(config: FirstStageConfig) -> Iterator[Row]:
-    """The table of a first stage that `autoencoder.check` lets pass: AutoencoderKL's or VQModel's."""
+    """The table of a first stage that `autoencoder.check` passed: AutoencoderKL's or VQModel's."""
     last = len(config.ch_mult) - 1
     widths = [config.ch * mult for mult in config.ch_mult]
     for half in ("encoder.", "decoder."):
@@ -290,7 +292,7 @@ def _cell_attention_rows(ldm: str, diffusers: str) -> Iterator[Row]:
             yield Row(f"{ldm}{own}.{kind}", (f"{diffusers}{other}.{kind}",), 2 if kind == "weight" else 0)
 
 
-# --- conditioners ------------------------------------------------------------------------------------------------------
+# --- conditioners ---
 
 
 def conditioner_rows(config: ConditioningConfig) -> Iterator[Row]:

@@ -73,6 +73,9 @@ def check(pickle: bytes) -> tuple[list[Storage], set[str]]:
     return _Walk().over(pickletools.genops(pickle))
 
 
+#: Modules that the second pickle protocol, which torch.save writes, still calls by their names in Python 2.
+_PYTHON_2 = {"__builtin__": "builtins", "commands": "subprocess"}
+
 #: Stands for every object that is neither a literal, a tuple, a global nor a storage.
 _OBJECT = object()
 
@@ -175,12 +178,15 @@ class _Walk:
         if is_inert(name):
             self.inert.add(name)
         elif name not in CALLS and name not in STORAGES:
-            raise RefusedPickleError(f"it names {name[:200]}, which is not needed to hold weights and could run code")
+            module, _, rest = name.partition(".")
+            said = f"{_PYTHON_2.get(module, module)}.{rest}"[:200]
+            raise RefusedPickleError(f"it names {said}, which is not needed to hold weights and could run code")
         return Global(name)
 
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global) or not (function.name in CALLS or is_inert(function.name)):
-            raise RefusedPickleError("it calls what is not a function that rebuilds tensors")
+            said = function.name[:200] if isinstance(function, Global) else "what is no function"
+            raise RefusedPickleError(f"it calls {said}, which is not needed to hold weights")
         if function.name == "collections.OrderedDict" and arguments != ():
             raise RefusedPickleError("it fills an OrderedDict in a way that torch.save never does")
         return _OBJECT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,10 +246,29 @@ def test_subgroups_become_the_contexts_of_their_classes() -> None:
     assert (many == null).all(-1).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
+def test_without_a_null_class_there_is_nothing_to_drop_to() -> None:
+    data = ImageSet(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), ("", ""), ("red", "blue"))
+    config = replace(tiny.CLASSES, n_classes=2, null_class=False)
+    conditions, embedder = Conditions(config, data), build(config)
+    assert embedder is not None and conditions.unconditional(embedder) is None
+    found = conditions.context(embedder, torch.tensor([0, 1]))
+    assert found is not None and torch.equal(found, embedder(torch.tensor([1, 0])))
+    with pytest.raises(SpectralError, match=r"dropout is 0\.1, but none of the model's 2 classes.*set dropout to 0"):
+        Conditions(config, data, dropout=0.1)
+
+
+def test_an_encoder_that_is_not_in_the_checkpoint_is_a_sentence() -> None:
+    data = ImageSet(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ("a cat",), ("",))
+    with pytest.raises(SpectralError, match="width 640, but its encoder is not in the checkpoint"):
+        Conditions(ConditioningConfig("external", width=640), data)
+
+
 def test_a_subgroup_without_a_class_is_a_sentence() -> None:
     data = ImageSet(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ("",), ("green",))
     with pytest.raises(SpectralError, match="no class named 'green'.*blue, red"):
         Conditions(tiny.CLASSES, data)
+    with pytest.raises(SpectralError, match="3 classes have no names.*set class_names"):
+        Conditions(replace(tiny.CLASSES, class_names=()), data)
 
 
 def test_an_unconditional_model_has_no_contexts() -> None:

@@ -14,7 +14,7 @@ from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.text import END, START, VOCABULARY, TextTower
-from spectral_diffusion.training.conditions import declare_torchvision_operators, tokenize
+from spectral_diffusion.training.conditions import declare_torchvision_operators, tokenize, tokens_of
 
 from . import tiny
 
@@ -62,15 +62,16 @@ def open_clip() -> Any:
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("heads", [1, 4])
-def test_states_equal_open_clips(layers: int, heads: int, open_clip: Any) -> None:
-    ours = tower(replace(tiny.TEXT, layers=layers, heads=heads))
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_states_equal_open_clips(layers: int, heads: int, activation: Any, open_clip: Any) -> None:
+    ours = tower(replace(tiny.TEXT, layers=layers, heads=heads, activation=activation))
     theirs = open_clip.transformer.TextTransformer(
         vocab_size=VOCABULARY,
         width=tiny.TEXT.width,
         heads=heads,
         layers=layers,
         output_dim=None,
-        act_layer=open_clip.transformer.QuickGELU,
+        act_layer=open_clip.transformer.QuickGELU if activation == "quick_gelu" else torch.nn.GELU,
         output_tokens=True,
     ).eval()
     missing = theirs.load_state_dict(in_open_clips_names(ours.state_dict(), layers), strict=False)
@@ -80,6 +81,31 @@ def test_states_equal_open_clips(layers: int, heads: int, open_clip: Any) -> Non
         _, states = theirs(tokens)
     torch.testing.assert_close(ours(tokens), states, atol=1e-4, rtol=1e-4)
     assert states.std() > 0.1
+
+
+def test_skipped_layers_are_kept_but_not_run() -> None:
+    """Oracle: a tower that has only the first layer, with the same final normalisation."""
+    whole, tokens = tower(replace(tiny.TEXT, layers=3)), tokenize(TEXTS)
+    skipping, short = TextTower(replace(tiny.TEXT, layers=3, skip_last=2)), TextTower(replace(tiny.TEXT, layers=1))
+    skipping.load_state_dict(whole.state_dict())
+    short.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in short.state_dict()})
+    assert torch.equal(skipping(tokens), short(tokens)) and not torch.allclose(skipping(tokens), whole(tokens))
+
+
+def test_a_projection_is_kept_beside_the_states() -> None:
+    whole, tokens = tower(replace(tiny.TEXT, projection=True)), tokenize(TEXTS)
+    weights = whole.state_dict()
+    assert weights.pop("transformer.text_projection.weight").shape == (32, 32)
+    plain = TextTower(tiny.TEXT)
+    plain.load_state_dict(weights)
+    assert torch.equal(plain(tokens), whole(tokens))
+
+
+def test_a_smaller_vocabulary_takes_its_tokens() -> None:
+    config = replace(tiny.TEXT, vocabulary=10, pad_token=9)
+    assert tower(config)(torch.tensor([[0, 9]])).shape == (1, 2, 32)
+    with pytest.raises(SpectralError, match=r"vocabulary is 10; texts become CLIP's tokens, which need 49408"):
+        tokens_of(config, ["a"])
 
 
 def test_a_state_depends_on_the_tokens_before_it_alone() -> None:
@@ -104,6 +130,11 @@ def test_tokens_equal_open_clips_with_end_as_padding(text: str, open_clip: Any) 
     assert tokenize([text]).tolist() == [theirs[: end + 1] + [END] * (76 - end)]
 
 
+@pytest.mark.parametrize("text", TEXTS, ids=TEXT_IDS)
+def test_tokens_padded_with_0_are_open_clips(text: str, open_clip: Any) -> None:
+    assert torch.equal(tokens_of(replace(tiny.TEXT, pad_token=0), [text]), open_clip.tokenize([text]))
+
+
 def test_tokens_have_their_frame_at_any_length() -> None:
     for length in (2, 8, 77):
         tokens = tokenize(TEXTS, length)
@@ -118,12 +149,40 @@ def test_tokens_have_their_frame_at_any_length() -> None:
         ({"heads": 0}, "heads of 1 to 1024"),
         ({"layers": 0}, "layers of 1 to 128"),
         ({"heads": 5}, "5 heads"),
+        ({"heads": 1025}, "heads of 1 to 1024"),
+        ({"layers": 129}, "layers of 1 to 128"),
+        ({"width": 2**14 + 2}, "width is 16386; expected at most 16384"),
+        ({"context_length": 64}, "context_length is 64; CLIP's 77"),
+        ({"skip_last": 2}, "skip_last is 2; of 2 layers, 0 to 1"),
+        ({"skip_last": -1}, "skip_last is -1"),
+        ({"vocabulary": 2**20 + 1}, "vocabulary is 1048577"),
+        ({"vocabulary": 0}, "vocabulary is 0"),
+        ({"pad_token": 49408}, "pad_token is 49408; .* 0 to 49407"),
+        ({"pad_token": -1}, "pad_token is -1"),
     ],
-    ids=["width", "no-heads", "no-layers", "heads"],
 )
 def test_a_tower_that_cannot_be_is_refused(settings: dict[str, int], says: str) -> None:
     with pytest.raises(SpectralError, match=says):
         build(replace(tiny.TEXT, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_classes": 0}, "n_classes is 0"),
+        ({"n_classes": 2**20 + 1}, "n_classes is 1048577; expected at most 1048576"),
+        ({"n_classes": 2}, "n_classes is 2 for 2 class_names; set it to 3: the last class is the null class"),
+        ({"n_classes": 1, "null_class": False}, r"n_classes is 1 for 2 class_names; set it to 2\.$"),
+    ],
+    ids=["none", "many", "no-room-for-null", "no-room"],
+)
+def test_a_class_embedder_that_cannot_be_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpectralError, match=says):
+        build(replace(tiny.CLASSES, **settings))
+
+
+def test_every_class_may_have_a_name_where_none_is_the_null_class() -> None:
+    assert build(replace(tiny.CLASSES, n_classes=2, null_class=False)) is not None
 
 
 def test_a_class_embedder_looks_up_one_state_a_label() -> None:

@@ -1,0 +1,38 @@
+"""What stands at an output for which a checkpoint holds nothing, and explains itself when something uses it."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from ..spectral.errors import SpectralError
+
+#: What nodes ask of a MODEL, a CLIP and a VAE first, each of its kind.
+_MODEL = ("model", "clone", "add_patches", "get_model_object", "model_options", "load_device", "get_key_patches")
+_CLIP = ("tokenize", "encode", "encode_from_tokens", "encode_from_tokens_scheduled", "cond_stage_model", "patcher")
+_VAE = ("encode", "decode", "encode_tiled", "decode_tiled", "first_stage_model", "downscale_ratio", "latent_channels")
+_VAE += ("spacial_compression_decode", "spacial_compression_encode", "temporal_compression_decode", "get_sd")
+
+
+class Missing:
+    """In place of a MODEL, CLIP or VAE: whatever a node does with it raises the same sentence.
+
+    Everything else that Python or ComfyUI may look for on an object, such as a size for a cache, is simply not there.
+
+    Args:
+        advice: what the checkpoint lacks and what to do about it.
+    """
+
+    _used = frozenset((*_MODEL, *_CLIP, *_VAE, "clip_layer", "load_model", "tokenizer"))
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in Missing._used:
+            raise SpectralError(self.__dict__["advice"])
+        raise AttributeError(name)
+
+
+def is_missing(part: Any) -> bool:
+    """Whether an output is only the explanation of its absence."""
+    return isinstance(part, Missing)

@@ -1,0 +1,73 @@
+"""MODEL and CLIP that say how much of a LoRA they took, whichever node it was that applied it.
+
+Core's Load LoRA hands the same patches to both, those of the file whose names it could place; a LoRA of another model
+leaves nothing to hand over, and core says so in the log alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from . import notices
+
+UNET, TEXT = "U-Net", "text encoder"
+NOTHING = (
+    "None of the LoRA's keys fits this model, so it changes nothing. It is made for a model of another architecture; "
+    "the log names its keys. Load LoRA (Spectral Diffusion) says in its report how many match."
+)
+
+
+def counting(patcher: Any, part: str) -> Any:
+    """The same patcher, which from now on tells what LoRAs change in it; so do its clones.
+
+    Args:
+        patcher: a `comfy.model_patcher.ModelPatcher`, or whatever class of it this version of ComfyUI makes.
+        part: what it patches, `UNET` or `TEXT`.
+    """
+    patcher.__class__ = _counting_class(type(patcher), part)
+    return patcher
+
+
+@functools.cache
+def _counting_class(base: type, part: str) -> type:
+    return type(f"Counting{base.__name__}", (CountsLora, base), {"part": part})
+
+
+class CountsLora:
+    """Mixed into a patcher class by `counting`."""
+
+    part: str
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; where that always makes a plain patcher (2024), the clone is made to count as well."""
+        made = super().clone(*args, **kwargs)  # type: ignore[misc]
+        return made if isinstance(made, CountsLora) else counting(made, self.part)
+
+    def add_patches(self, patches: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the base class; then say what it took, unless this was no LoRA but a merge of models."""
+        taken = super().add_patches(patches, *args, **kwargs)  # type: ignore[misc]
+        if _is_lora(patches):
+            self._tell(patches, len(taken))
+        return taken
+
+    def _tell(self, patches: dict[str, Any], taken: int) -> None:
+        """One line in the log; a message in the page when the U-Net, or nothing, was meant and nothing was hit."""
+        others = any(not _name(key).startswith("diffusion_model.") for key in patches)
+        if taken or others or self.part == TEXT:
+            logging.info("LoRA: %d weights of the %s changed", taken, self.part)
+        else:
+            notices.warn("LoRA without effect", NOTHING)
+
+
+def _is_lora(patches: dict[str, Any]) -> bool:
+    """Merges hand over whole weights, (tensor,) or [tensor, patch, …]; LoRAs hand over adapters, or nothing at all."""
+    return not patches or any(
+        not isinstance(patch, list) and not (isinstance(patch, tuple) and len(patch) == 1) for patch in patches.values()
+    )
+
+
+def _name(key: Any) -> str:
+    """The weight that a patch is for; newer versions address a part of it by (name, offset)."""
+    return key if isinstance(key, str) else str(key[0])

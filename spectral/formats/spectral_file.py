@@ -1,0 +1,101 @@
+"""The project's own file: LDM's layout in safetensors, and what the model is in the metadata.
+
+Tensors are `model.diffusion_model.*`, `first_stage_model.*` and `cond_stage_model.*`; the metadata key
+`spectral_diffusion` holds the versioned JSON of `config.ModelConfig`, and `modelspec.*` says the same to other tools.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
+from ..errors import SpectralError
+from .source import Source
+from .writing import write_safetensors
+
+METADATA_KEY = "spectral_diffusion"
+#: Characters and levels of the description; this project writes some 3000 and 5.
+LARGEST_DESCRIPTION, DEEPEST_DESCRIPTION = 2**20, 24
+
+
+def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Source:
+    """A model from a file whose metadata describe it.
+
+    Raises:
+        SpectralError: the description is no JSON, from a newer version, or not of a model.
+    """
+    description = metadata[METADATA_KEY]
+    if len(description) > LARGEST_DESCRIPTION or _depth(description) > DEEPEST_DESCRIPTION:
+        raise SpectralError(
+            f"{path.name}: its {METADATA_KEY!r} metadata is larger or deeper than any model's; export it again."
+        )
+    try:
+        data: Any = json.loads(description)
+    except (ValueError, RecursionError) as error:
+        raise SpectralError(
+            f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
+        ) from error
+    version = data.get("version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version < 1:
+        raise SpectralError(f"{path.name} has format version {version}, which never was; export it again.")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise SpectralError(
+            f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; "
+            "update Spectral Diffusion."
+        )
+    return Source(path, from_dict(ModelConfig, data, f"{path.name}: its description"), tensors, metadata)
+
+
+def write(
+    path: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    title: str | None = None,
+    license: str | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Write a file of this project.
+
+    Raises:
+        SpectralError: its name does not end in .safetensors, or it cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise SpectralError(f"{path} is no name for a checkpoint; expected one that ends in .safetensors.")
+    metadata = {**modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: json.dumps(to_dict(config))}
+    write_safetensors(path, tensors, metadata)
+
+
+def modelspec(path: Path, config: ModelConfig, title: str | None, license: str | None) -> dict[str, str]:
+    """The metadata that other tools read: https://github.com/Stability-AI/ModelSpec."""
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"spectral-diffusion/{config.kind}",
+        "implementation": "spectral-diffusion",
+        "title": title or path.stem,
+        "author": "Spectral Diffusion",
+        "date": datetime.date.today().isoformat(),
+        "prediction_type": "epsilon" if config.schedule.prediction == "eps" else "v",
+    }
+    if license is not None:
+        spec["license"] = license
+    if config.first_stage is not None:
+        side = config.unet.image_size * config.first_stage.downscale if config.unet else config.first_stage.resolution
+        spec["resolution"] = f"{side}x{side}"
+    return {f"modelspec.{key}": value for key, value in spec.items()}
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets of a JSON text go at most, counting those inside of strings too."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
