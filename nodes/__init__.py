@@ -7,12 +7,14 @@ from .conditioning import ClassLabel, Unconditional
 from .examples import ExampleImages
 from .latent import EmptyLatent
 from .loading import LoadCheckpoint
+from .lora import LoadLora
 from .spectrum import CompareSpectra, PowerSpectrum, RadialSpectrumNode
 
 files.register()
 
 NODE_CLASS_MAPPINGS = {
     "SpectralDiffusionLoadCheckpoint": LoadCheckpoint,
+    "SpectralDiffusionLoadLora": LoadLora,
     "SpectralDiffusionEmptyLatent": EmptyLatent,
     "SpectralDiffusionClassLabel": ClassLabel,
     "SpectralDiffusionUnconditional": Unconditional,
@@ -24,6 +26,7 @@ NODE_CLASS_MAPPINGS = {
 
 NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionLoadCheckpoint": "Load Checkpoint (Spectral Diffusion)",
+    "SpectralDiffusionLoadLora": "Load LoRA (Spectral Diffusion)",
     "SpectralDiffusionEmptyLatent": "Empty Latent (Spectral Diffusion)",
     "SpectralDiffusionClassLabel": "Class Label (Spectral Diffusion)",
     "SpectralDiffusionUnconditional": "Unconditional (Spectral Diffusion)",

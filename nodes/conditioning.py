@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spectral.errors import SpectralError
+from .missing import is_missing
 from .model import companions_of
 
 Conditioning = list[list[Any]]
@@ -46,7 +47,7 @@ class ClassLabel:
             kind = companions.config.conditioning.kind
             advice = "CLIP Text Encode" if kind == "text" else "Unconditional (Spectral Diffusion)"
             raise SpectralError(f"This model is not conditioned on classes; use {advice} instead of Class Label.")
-        last = len(companions.classes) - 2
+        last = len(companions.classes) - (2 if companions.config.conditioning.null_class else 1)
         if label > last:
             raise SpectralError(f"There is no class {label}; this model knows classes 0 to {last}.")
         return (_conditioning(companions.classes[label]),)
@@ -74,18 +75,29 @@ class Unconditional:
         """Conditioning [1, T, width].
 
         Raises:
-            SpectralError: the model reads a text encoder that is not in its file.
+            SpectralError: the model reads a text encoder that is not in its file or has no vocabulary; or it is a class
+                model without a null class.
         """
         companions = companions_of(model)
+        if is_missing(companions.clip):
+            raise SpectralError(companions.clip.advice)
         if companions.clip is not None:
             tokens = companions.clip.tokenize("")
             embedding, pooled = companions.clip.encode_from_tokens(tokens, return_pooled=True)
             return ([[embedding, {"pooled_output": pooled}]],)
         if companions.classes is not None:
+            if not companions.config.conditioning.null_class:
+                raise SpectralError(
+                    f"This model has no null class: each of its {len(companions.classes)} classes is a real one; "
+                    "connect Class Label to both inputs of KSampler and set cfg to 1."
+                )
             return (_conditioning(companions.classes[-1]),)
         if companions.config.conditioning.kind == "none":
             return (_conditioning(torch.zeros(1)),)
-        raise SpectralError("This model's text encoder is not in its file, so its empty prompt is unknown.")
+        raise SpectralError(
+            "This model's text encoder is not in its file, so its empty prompt is unknown; use CLIP Text Encode with "
+            "an empty text and the CLIP that belongs to the model."
+        )
 
 
 def _conditioning(embedding: Tensor) -> Conditioning:

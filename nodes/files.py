@@ -10,7 +10,6 @@ from pathlib import Path
 import folder_paths
 
 from ..spectral.errors import SpectralError
-from ..spectral.formats import diffusers_folder
 
 FOLDER = "spectral_diffusion"
 EXTENSIONS = (".safetensors", ".ckpt")
@@ -58,7 +57,7 @@ def find(name: str) -> Path:
             if clean.lower().endswith(EXTENSIONS) and (root / clean).is_file():
                 return root / clean
         for root in _roots(DIFFUSERS_FOLDERS):
-            if diffusers_folder.is_folder(root / clean):
+            if _is_pipeline(root / clean):
                 return root / clean
     raise SpectralError(
         f"There is no checkpoint {name!r}; put the .safetensors or .ckpt file, or the diffusers folder, into "
@@ -84,7 +83,12 @@ def _diffusers(folder: Path, levels: int) -> Iterator[Path]:
     except OSError:
         return
     for path in below:
-        if diffusers_folder.is_folder(path):
+        if _is_pipeline(path):
             yield path
         elif levels > 1:
             yield from _diffusers(path, levels - 1)
+
+
+def _is_pipeline(path: Path) -> bool:
+    """Whether a folder holds a model as diffusers writes it; one with a config.json alone may be anything."""
+    return (path / "model_index.json").is_file() or (path / "unet" / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""Load Checkpoint: one file → MODEL, CLIP, VAE and a text that says what is in it."""
+"""Load Checkpoint: one file or folder → MODEL, CLIP, VAE and a text that says what is in it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ..spectral import checkpoint, conditioning
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
-from ..spectral.formats.source import CONDITIONER, UNET
-from . import clip, files, model, vae
+from ..spectral.formats.source import CONDITIONER, UNET, ReadOptions
+from . import bert, clip, files, ldm_clip, model, vae
+from .missing import Missing
 
 TEXT = CONDITIONER + "transformer."
 CLASSES = CONDITIONER + "embedding.weight"
+#: What a U-Net predicts, as the widget calls it and as the reader does.
+PREDICTIONS: dict[str, Any] = {"auto": None, "noise (eps)": "eps", "velocity (v)": "v"}
 
 
 class LoadCheckpoint:
@@ -23,8 +26,9 @@ class LoadCheckpoint:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "Loads a Spectral Diffusion student, a Lite model or a latent diffusion (LDM) teacher from one file. The file "
-        "is recognised by what is in it, not by its name. MODEL works with KSampler and everything else in ComfyUI."
+        "Loads a Spectral Diffusion student, a Lite model, or a latent diffusion (LDM) or Stable Diffusion 1.x / 2.x "
+        "teacher from one file or diffusers folder. It is recognised by what is in it, not by its name. MODEL works "
+        "with KSampler and everything else in ComfyUI."
     )
     SEARCH_ALIASES = ("load spectral diffusion", "load student", "load ldm", "latent diffusion loader", "load model")
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING")
@@ -33,17 +37,36 @@ class LoadCheckpoint:
         "The U-Net, for KSampler.",
         "The text encoder, for CLIP Text Encode. Only text-conditional checkpoints have one.",
         "The first stage, for VAE Decode and VAE Encode.",
-        "What the file holds: architecture, size, latent, conditioning, how it was trained.",
+        "What the file holds: architecture, size, latent, conditioning, schedule, and what had to be assumed.",
     )
     FUNCTION = "load"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = (
-            "The models that come with this pack, then all .safetensors files in models/spectral_diffusion "
-            "and models/checkpoints."
+            "The models that come with this pack, then all .safetensors and .ckpt files in models/spectral_diffusion "
+            "and models/checkpoints, and diffusers folders there and in models/diffusers."
         )
-        return {"required": {"checkpoint": (files.names(), {"tooltip": tooltip})}}
+        ema = (
+            "Use the averaged (EMA) weights where the file has them: they draw better. Turn it off to compare with the "
+            "last weights of the training."
+        )
+        heads = (
+            "Attention heads of the U-Net, which a file of LDM does not tell. 0: by the table of published models. Set "
+            "it when info says that they were assumed and pictures are noise."
+        )
+        prediction = (
+            "What the U-Net predicts. auto: as the file says or its weights show. Change it when pictures come out as "
+            "noise or far too dark, as with a velocity model taken for a noise model."
+        )
+        return {
+            "required": {"checkpoint": (files.names(), {"tooltip": tooltip})},
+            "optional": {
+                "ema": ("BOOLEAN", {"default": True, "tooltip": ema}),
+                "heads": ("INT", {"default": 0, "min": 0, "max": 128, "tooltip": heads}),
+                "prediction": (list(PREDICTIONS), {"default": "auto", "tooltip": prediction}),
+            },
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint: str) -> bool | str:
@@ -54,66 +77,113 @@ class LoadCheckpoint:
         return True
 
     @classmethod
-    def IS_CHANGED(cls, checkpoint: str) -> str:
-        return files.sha256(files.find(checkpoint))
+    def IS_CHANGED(cls, checkpoint: str, **_options: Any) -> str:
+        return f"{files.fingerprint(files.find(checkpoint))} {bert.where()}"
 
-    def load(self, checkpoint: str) -> tuple[Any, Any, Any, str]:
-        return load(files.find(checkpoint))
+    def load(
+        self, checkpoint: str, ema: bool = True, heads: int = 0, prediction: str = "auto"
+    ) -> tuple[Any, Any, Any, str]:
+        options = ReadOptions(ema=ema, heads=heads or None, prediction=PREDICTIONS[prediction])
+        return load(files.find(checkpoint), options)
 
 
-def load(path: Path) -> tuple[Any, Any, Any, str]:
-    """MODEL, CLIP, VAE and the text about the checkpoint at `path`.
+def load(path: Path, options: ReadOptions) -> tuple[Any, Any, Any, str]:
+    """MODEL, CLIP, VAE and the text about the checkpoint at `path`; for what it lacks, a `Missing` that says so.
 
     Raises:
-        SpectralError: the file cannot be read, or holds no diffusion model.
+        SpectralError: the file cannot be read, or its tensors do not fit together.
     """
-    file = checkpoint.read(path)
-    config = file.config
-    if config.unet is None:
-        raise SpectralError(
-            f"{path.name} holds only an autoencoder, no diffusion model; choose a student, Lite or teacher checkpoint."
-        )
+    file = checkpoint.read(path, options)
+    name, config = path.name, file.config
     with torch.device("meta"):
         conditioner = conditioning.build(config.conditioning)
-    checkpoint.match(conditioner, file.part(CONDITIONER), f"{path.name}: {CONDITIONER}")
-    text = file.part(TEXT)
-    tower = clip.build(config.conditioning, text) if text and config.conditioning.kind == "text" else None
-    first_stage, rgb = vae.MissingVae(path.name), None
+    checkpoint.match(conditioner, file.part(CONDITIONER), f"{name}: {CONDITIONER}")
+    first_stage: Any = Missing(f"{name} holds no first stage; load the VAE that its latents belong to with Load VAE.")
+    rgb = None
     if config.first_stage is not None:
         stage = vae.load_first_stage(file, config.first_stage)
-        rgb = vae.rgb_factors(stage, config.scale_factor)
+        if config.unet is not None and not model.is_stable_latent(config):
+            rgb = vae.rgb_factors(stage, config.scale_factor)
         first_stage = vae.build(stage)
+    if config.unet is None:
+        advice = Missing(
+            f"{name} holds a first stage (VAE) alone, no diffusion model; use its VAE output, and for MODEL and CLIP "
+            "another checkpoint."
+        )
+        return advice, advice, first_stage, describe(file)
+    tower = _tower(file)
     classes = file.tensors.get(CLASSES)
-    companions = model.Companions(config, None if classes is None else classes.float().cpu(), tower)
+    companions = model.Companions(config, None if classes is None else classes.float().cpu().clone(), tower)
     unet = model.build(file, companions, rgb)
-    return unet, tower or clip.MissingClip(_without_clip(path.name, config)), first_stage, describe(file)
+    return unet, tower or Missing(_without_clip(name, config)), first_stage, describe(file)
+
+
+def _tower(file: CheckpointFile) -> Any:
+    """The CLIP of a text model; an explanation where its tokens cannot be made here; None for any other model."""
+    described = file.config.conditioning
+    if described.kind != "text":
+        return None
+    if described.tower == "clip":
+        return clip.build(described, file.part(TEXT))
+    try:
+        return ldm_clip.build(described, file.part(CONDITIONER), file.path.name)
+    except bert.VocabularyError as error:
+        return Missing(str(error))
 
 
 def describe(file: CheckpointFile) -> str:
-    """A few lines about a checkpoint, for a person."""
+    """Some lines about a checkpoint, for a person."""
     config = file.config
-    assert config.unet is not None
-    unet, stage = config.unet, config.first_stage
+    lines = [f"{file.path.name}: {config.kind}" + (f" of preset {config.preset}" if config.preset else "")]
+    if config.unet is not None:
+        lines += _about_unet(file, config)
+    stage = config.first_stage
+    if stage is not None:
+        scale = f", {stage.downscale} pixels a cell, {stage.embed_dim} channels"
+        lines.append(f"First stage: {stage.kind.upper()}{scale}")
+    lines += [f"{key}: {value}" for key, value in config.training.items() if isinstance(value, (str, int, float))]
+    return "\n".join([*lines, *(f"Note: {note}" for note in file.notes)])
+
+
+def _about_unet(file: CheckpointFile, config: ModelConfig) -> list[str]:
+    unet, stage, schedule = config.unet, config.first_stage, config.schedule
+    assert unet is not None
     weights = sum(tensor.numel() for tensor in file.part(UNET).values())
+    resampling = "wavelet-gated" if unet.resampler == "wavelet" else "convolutional"
+    predicts = "velocity (v)" if schedule.prediction == "v" else "noise (eps)"
     lines = [
-        f"{file.path.name}: {config.kind}" + (f" of preset {config.preset}" if config.preset else ""),
         f"U-Net: {weights / 1e6:.1f} million parameters, {unet.model_channels} channels × {unet.channel_mult}, "
-        + ("wavelet-gated" if unet.resampler == "wavelet" else "convolutional")
-        + " resampling",
+        f"{resampling} resampling",
         f"Latent: {unet.image_size}×{unet.image_size}, {unet.in_channels} channels, scale {config.scale_factor:.4g}",
+        f"Schedule: {schedule.steps} steps, β from {schedule.linear_start:g} to {schedule.linear_end:g}; "
+        f"predicts {predicts}",
+        f"Conditioning: {_about_conditioning(config)}",
     ]
     if stage is not None:
         side = unet.image_size * stage.downscale
-        lines.append(f"Image: {side}×{side} pixels, {stage.kind.upper()} first stage, {stage.downscale} pixels a cell")
-    lines.append(f"Conditioning: {config.conditioning.kind}")
-    lines += [f"{key}: {value}" for key, value in config.training.items() if isinstance(value, (str, int, float))]
-    return "\n".join(lines)
+        lines.append(f"Image: {side}×{side} pixels")
+    return lines
+
+
+def _about_conditioning(config: ModelConfig) -> str:
+    given = config.conditioning
+    if given.kind == "class":
+        null = "the last for no class" if given.null_class else "none of them for no class"
+        return f"{given.n_classes} classes, {null}"
+    if given.kind == "text":
+        tower = "LDM's text encoder" if given.tower == "ldm" else "CLIP"
+        return f"text, {tower} of {given.layers} layers, width {given.width}"
+    if given.kind == "external":
+        return f"a context of width {given.width}, whose encoder is not in the file"
+    return "none"
 
 
 def _without_clip(name: str, config: ModelConfig) -> str:
-    """What to do about a checkpoint that has no text encoder ComfyUI can run."""
-    if config.conditioning.kind == "class":
+    """What to do about a checkpoint that has no text encoder."""
+    kind, width = config.conditioning.kind, config.conditioning.width
+    if kind == "class":
         return f"{name} is conditioned on classes, not on text; use Class Label (Spectral Diffusion) with its MODEL."
-    if config.conditioning.kind == "none":
+    if kind == "none":
         return f"{name} is unconditional; use Unconditional (Spectral Diffusion) with its MODEL."
-    return f"{name} holds no CLIP text encoder that ComfyUI can run."
+    usual = {768: " (Stable Diffusion 1.x's)", 1024: " (Stable Diffusion 2.x's)"}.get(width, "")
+    return f"{name} holds no text encoder; load one of width {width}{usual} with Load CLIP, and connect that."

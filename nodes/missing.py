@@ -10,7 +10,8 @@ from ..spectral.errors import SpectralError
 _MODEL = ("model", "clone", "add_patches", "get_model_object", "model_options", "load_device", "get_key_patches")
 _CLIP = ("tokenize", "encode", "encode_from_tokens", "encode_from_tokens_scheduled", "cond_stage_model", "patcher")
 _VAE = ("encode", "decode", "encode_tiled", "decode_tiled", "first_stage_model", "downscale_ratio", "latent_channels")
-_VAE += ("spacial_compression_decode", "spacial_compression_encode", "temporal_compression_decode", "get_sd")
+#: What newer versions ask of them before that.
+_SINCE = ("spacial_compression_decode", "spacial_compression_encode", "temporal_compression_decode", "clip_layer")
 
 
 class Missing:
@@ -22,7 +23,7 @@ class Missing:
         advice: what the checkpoint lacks and what to do about it.
     """
 
-    _used = frozenset((*_MODEL, *_CLIP, *_VAE, "clip_layer", "load_model", "tokenizer"))
+    _used = frozenset((*_MODEL, *_CLIP, *_VAE, *_SINCE, "load_model", "get_sd"))
 
     def __init__(self, advice: str) -> None:
         self.advice = advice

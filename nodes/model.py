@@ -21,7 +21,9 @@ from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig, UNetConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import UNET
+from ..spectral.presets import STABLE_SCALE
 from ..spectral.unet import UNet
+from . import patcher
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Companions:
     Args:
         config: the checkpoint's configuration.
         classes: class embeddings [n_classes, width], the null class last; None unless it is conditioned on classes.
-        clip: the CLIP of the same checkpoint; None unless it is conditioned on text.
+        clip: the CLIP of the same checkpoint, or what says why there is none; None unless it is conditioned on text.
     """
 
     config: ModelConfig
@@ -98,6 +100,12 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         return conds
 
 
+def is_stable_latent(config: ModelConfig) -> bool:
+    """Whether the latents are those of Stable Diffusion, which previews and other nodes know already."""
+    unet = config.unet
+    return unet is not None and unet.in_channels == 4 and config.scale_factor == STABLE_SCALE
+
+
 class SpectralModelConfig(comfy.supported_models_base.BASE):  # type: ignore[misc]
     """What core asks of a model's description: LDM's names for LoRA key maps, the latent format, the schedule."""
 
@@ -133,6 +141,8 @@ class RgbFactors:
 def latent_format(config: ModelConfig, rgb: RgbFactors | None) -> Any:
     """ComfyUI's description of the latents that the U-Net sees: first-stage latents × `scale_factor`."""
     assert config.unet is not None
+    if is_stable_latent(config):
+        return comfy.latent_formats.SD15()
     made = comfy.latent_formats.LatentFormat()
     made.scale_factor = config.scale_factor
     made.latent_channels = config.unet.in_channels
@@ -159,10 +169,13 @@ def build(file: CheckpointFile, companions: Companions, rgb: RgbFactors | None) 
     count = sum(tensor.numel() for tensor in weights.values())
     dtype = management.unet_dtype(model_params=count, supported_dtypes=dtypes)
     described.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, dtypes))
-    model = described.get_model(device=offload)
+    # Built without memory, then filled in place: opening takes the memory of the weights once.
+    model = described.get_model(device="meta")
     checkpoint.fill(model.diffusion_model, weights, f"{file.path.name}: {UNET}", offload, dtype)
+    model.device = offload
     model.spectral = companions
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    made = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    return patcher.counting(made, patcher.UNET)
 
 
 def companions_of(model: Any) -> Companions:
@@ -183,7 +196,7 @@ def _source(config: ModelConfig) -> str:
         return "use CLIP Text Encode with the CLIP of its own Load Checkpoint node"
     if config.conditioning.kind == "class":
         return "use Class Label and Unconditional (Spectral Diffusion) with this MODEL"
-    return "its text encoder is not part of this pack"
+    return "use CLIP Text Encode with the CLIP that belongs to it, such as one from Load CLIP"
 
 
 def _ldm_names(config: UNetConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def warn(summary: str, detail: str) -> None:
         detail: what happened and what to do.
     """
     logging.warning("%s: %s", summary, detail)
-    from server import PromptServer  # ComfyUI's; it is there once the nodes run
+    from server import PromptServer  # type: ignore[import-not-found]  # ComfyUI's; it is there once nodes run
 
     server = getattr(PromptServer, "instance", None)
     if server is not None:

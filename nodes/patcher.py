@@ -6,7 +6,6 @@ leaves nothing to hand over, and core says so in the log alone.
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
@@ -26,13 +25,15 @@ def counting(patcher: Any, part: str) -> Any:
         patcher: a `comfy.model_patcher.ModelPatcher`, or whatever class of it this version of ComfyUI makes.
         part: what it patches, `UNET` or `TEXT`.
     """
-    patcher.__class__ = _counting_class(type(patcher), part)
+    base = type(patcher)
+    if (base, part) not in _classes:
+        _classes[base, part] = type(f"Counting{base.__name__}", (CountsLora, base), {"part": part})
+    patcher.__class__ = _classes[base, part]
     return patcher
 
 
-@functools.cache
-def _counting_class(base: type, part: str) -> type:
-    return type(f"Counting{base.__name__}", (CountsLora, base), {"part": part})
+#: The class made of each that ComfyUI uses, and of the part that it patches.
+_classes: dict[tuple[type, str], type] = {}
 
 
 class CountsLora:

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ..spectral import autoencoder, checkpoint
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import FirstStageConfig
-from ..spectral.errors import SpectralError
 from ..spectral.formats.source import FIRST_STAGE
 from . import examples
 from .model import RgbFactors
@@ -82,15 +81,3 @@ def rgb_factors(stage: autoencoder.FirstStage, scale_factor: float) -> RgbFactor
     design = torch.cat((cells, torch.ones(len(cells), 1)), dim=1)
     solution = torch.linalg.lstsq(design, colours).solution
     return RgbFactors(solution[:-1].tolist(), solution[-1].tolist())
-
-
-class MissingVae:
-    """Stands where a VAE would be when the checkpoint has no first stage; says so when something uses it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def _explain(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise SpectralError(f"{self.name} holds no first stage; load the VAE that its latents belong to with Load VAE.")
-
-    encode = decode = encode_tiled = decode_tiled = get_sd = _explain

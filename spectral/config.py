@@ -183,7 +183,7 @@ def from_dict(cls: type[T], data: Any, where: str = "configuration") -> T:
     known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
-            raise SpectralError(f"{where} has an unknown key {key!r}; the known ones are {', '.join(sorted(known))}.")
+            raise SpectralError(f"{where} has an unknown key {_short(key)}; the known ones are {', '.join(sorted(known))}.")
     for name, item in known.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and name not in data:
@@ -198,7 +198,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _convert(next(arg for arg in args if arg is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
-            raise SpectralError(f"{where} is {value!r}; expected one of {', '.join(map(repr, args))}.")
+            raise SpectralError(f"{where} is {_short(value)}; expected one of {', '.join(map(repr, args))}.")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -213,5 +213,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise SpectralError(f"{where} should be {hint.__name__}, not {value!r}.")
+        raise SpectralError(f"{where} should be {hint.__name__}, not {_short(value)}.")
     return value
+
+
+def _short(value: Any) -> str:
+    """A value as an error shows it: its beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"

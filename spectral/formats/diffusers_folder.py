@@ -107,9 +107,9 @@ def _find(path: Path, options: ReadOptions) -> tuple[Settings | None, Settings |
     averaged = options.ema and os.path.lexists(path / "unet_ema" / CONFIG)
     network = path / ("unet_ema" if averaged else "unet")
     if os.path.lexists(path / MODEL_INDEX) and not os.path.lexists(network):
-        pipeline = str(read_json(path / MODEL_INDEX, LARGEST_CONFIG).get("_class_name"))[:80]
+        pipeline = str(read_json(path / MODEL_INDEX, LARGEST_CONFIG).get("_class_name"))
         raise SpectralError(
-            f"{path.name} is a {pipeline} without unet/; expected a latent diffusion model, so choose another folder."
+            f"{path.name} is a {pipeline[:80]!r} without unet/; expected a latent diffusion model, so choose another."
         )
     stages = [path / name for name in _STAGE_FOLDERS if os.path.lexists(path / name)]
     if not stages and not os.path.lexists(network):
@@ -166,7 +166,7 @@ def _buildable(settings: Settings, check: Callable[[], None]) -> None:
 def _note_unread(settings: Settings, notes: list[str]) -> None:
     unread = settings.unread(IGNORED)
     if unread:
-        names = ", ".join(key[:40] for key in unread[:8])
+        names = ", ".join(repr(key[:40]) for key in unread[:8])
         notes.append(f"{settings.name} has settings that are not known here and were ignored: {names}.")
 
 

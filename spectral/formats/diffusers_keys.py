@@ -60,13 +60,13 @@ def to_ldm(rows: Iterable[Row], tensors: Mapping[str, Tensor], where: str) -> di
             parts = [
                 _without_axes(part, row.heads, f"{where}: {name}") for name, part in zip(names, parts, strict=True)
             ]
-            if len({part.shape for part in parts}) > 1:
-                raise SpectralError(f"{where}: {', '.join(names)} differ in shape; download it again.")
+            if len({(part.shape, part.dtype) for part in parts}) > 1:
+                raise SpectralError(f"{where}: {', '.join(names)} differ in shape or type; download it again.")
         whole = parts[0] if len(parts) == 1 else _join(parts, row.heads)
         found[row.ldm] = whole[(..., *[None] * row.axes)] if row.axes else whole
     for name in tensors:
         if name not in used:
-            raise SpectralError(f"{where} holds {name[:200]}, which its config.json has no place for; check the two.")
+            raise SpectralError(f"{where} holds {name[:200]!r}, which its config.json has no place for; check the two.")
     return found
 
 
@@ -95,7 +95,7 @@ def to_diffusers(rows: Iterable[Row], tensors: Mapping[str, Tensor], where: str)
         found.update(zip(row.diffusers, parts, strict=True))
     for name in tensors:
         if name not in used:
-            raise SpectralError(f"{where} holds {name[:200]}, which its configuration has no place for; check the two.")
+            raise SpectralError(f"{where} holds {name[:200]!r}, which its configuration has no place for; check it.")
     return found
 
 

@@ -150,9 +150,10 @@ class Settings:
         value = self.get(key)
         if value is None:
             return None
-        if isinstance(value, list) and len(value) == 2 and value[0] != value[1]:
-            self.refuse(key, "the same height and width")
-        return self.repeated(key)
+        height, width = value if isinstance(value, list) and len(value) == 2 else (value, value)
+        if height != width or not _is_integer(height) or not 1 <= height <= LARGEST_INTEGER:
+            self.refuse(key, "the side of a square, a whole number of 1 or more")
+        return int(height)
 
     def blocks(self, key: str, options: tuple[str, ...], count: int) -> tuple[str, ...]:
         """`count` names of block types, each one of `options`."""

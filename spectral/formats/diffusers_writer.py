@@ -100,7 +100,7 @@ def _parts(tensors: Mapping[str, Tensor], condition: ConditioningConfig) -> dict
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
         if prefix is None:
-            raise SpectralError(f"The model holds {name[:200]}, which belongs to none of its parts; get it again.")
+            raise SpectralError(f"The model holds {name[:200]!r}, which belongs to none of its parts; get it again.")
         parts[prefix][name[len(prefix) :]] = tensor
     if condition.kind == "text" and condition.tower == "clip":
         used = condition.layers - condition.skip_last

@@ -300,7 +300,7 @@ def _scale(
         number = tensors["scale_factor"]
         if number.numel() != 1:
             raise SpectralError(f"{where}scale_factor has shape {list(number.shape)}; expected one number.")
-        scale = float(number)
+        scale = float(f"{float(number):.7g}")
         published = (preset.scale_factor for preset in presets.PRESETS.values())
         return next((value for value in published if abs(scale / value - 1) < _precision(number)), scale), []
     if known is not None and known.unet != presets.PRESETS["lsun_churches256"].unet:

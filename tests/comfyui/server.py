@@ -36,6 +36,7 @@ class Run:
         previews: the preview images that arrived over the socket.
         outputs: node id → what the node put into its `ui`, cached nodes included.
         cached: the nodes that did not have to run.
+        notices: what our nodes want the person at the page to know.
         error: the `execution_error` message, the validation answer, or None.
     """
 
@@ -44,6 +45,7 @@ class Run:
     previews: list[Image.Image] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
+    notices: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     interrupted: bool = False
 
@@ -200,6 +202,8 @@ class ComfyServer:
 
 def _take(run: Run, kind: str, data: dict[str, Any]) -> bool:
     """Note one message in `run`; True when it is the last one of this prompt."""
+    if kind == "spectral_diffusion.notice":
+        run.notices.append(data)
     if data.get("prompt_id") != run.prompt_id:
         return False
     if kind == "progress":

@@ -44,10 +44,15 @@ def find(prompt: Prompt, class_type: str) -> str:
 
 
 def _widgets(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values of a node's widgets; the file holds the values only, in the order of the declaration."""
+    """Names and values of a node's widgets; the file holds the values only, in the order of the declaration.
+
+    Optional widgets that came after the file was saved are not in it; the page then leaves them as they are.
+    """
     values = list(node.get("widgets_values", []))
     for name, kind, options in _declared(info):
         if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
+            continue
+        if not values and name in info["input"].get("optional", {}):
             continue
         assert values, f"{node['type']} {node['id']}: no value for {name}"
         yield name, values.pop(0)

@@ -1,4 +1,4 @@
-"""Small models in files as latent-diffusion and Stable Diffusion leave them: other prefixes, averages, buffers, texts."""
+"""Small models in files as latent-diffusion and Stable Diffusion leave them, with averages and buffers."""
 
 from __future__ import annotations
 

@@ -255,9 +255,7 @@ def test_attention_under_its_former_names_is_read(name: str, folder: str, tmp_pa
     save_file(renamed, file)
     assert any("proj_attn" in key for key in renamed)
     source = diffusers_folder.read(tmp_path, AS_SAID)
-    (same_unet if folder == "unet" else same_stage)(
-        built(source, "unet" if folder == "unet" else "first_stage"), model
-    )
+    (same_unet if folder == "unet" else same_stage)(built(source, "unet" if folder == "unet" else "first_stage"), model)
 
 
 @pytest.mark.parametrize("saved", ["sharded", "fp16", "bin", "alone"])
@@ -500,7 +498,9 @@ _HEADS = {"lsun_churches256": {"num_heads": -1, "num_head_channels": 24}}
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_every_teacher_has_the_names_and_shapes_that_diffusers_builds(name: str, diffusers: Any, tmp_path: Path) -> None:
+def test_every_teacher_has_the_names_and_shapes_that_diffusers_builds(
+    name: str, diffusers: Any, tmp_path: Path
+) -> None:
     preset = presets.PRESETS[name]
     unet = replace(preset.unet, **_HEADS.get(name, {}))  # type: ignore[arg-type]
     with torch.device("meta"):

@@ -87,7 +87,9 @@ def test_latent_schedule_and_conditioning_are_the_published_ones(name: str) -> N
     if conditioner == "__is_unconditional__":
         assert config.conditioning.kind == "none"
     else:
-        assert config.conditioning.kind == {"ClassEmbedder": "class", "BERTEmbedder": "external"}[conditioner["target"]]
+        assert config.conditioning.kind == {"ClassEmbedder": "class", "BERTEmbedder": "text"}[conditioner["target"]]
+        if conditioner["target"] == "BERTEmbedder":
+            assert (config.conditioning.tower, config.conditioning.layers) == ("ldm", conditioner["n_layer"])
         assert config.conditioning.width == conditioner.get("embed_dim", conditioner.get("n_embed"))
         assert config.conditioning.n_classes == (conditioner.get("n_classes", 1000) if "key" in conditioner else 0)
 

@@ -1,0 +1,141 @@
+"""Checkpoints from layout to layout: nothing is lost in silence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral.checkpoint import CheckpointFile, Layout
+from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig, ScheduleConfig, UNetConfig
+from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.formats.source import ReadOptions
+from spectral_diffusion.training import cli
+
+from . import ldm_files, tiny
+from .ldm_files import CLASSES, CLIP, CONDITIONED, KL, LDM_TEXT, OPEN_CLIP, UNCONDITIONAL, VQ
+
+CONDITIONED_2 = replace(CONDITIONED, use_linear_in_transformer=True, num_heads=-1, num_head_channels=64)
+KINDS: dict[str, ModelConfig] = {
+    "unconditional": ModelConfig("teacher", UNCONDITIONAL, VQ),
+    "class": ModelConfig("teacher", replace(CONDITIONED, image_size=64), KL, CLASSES, scale_factor=0.3),
+    "clip": ModelConfig("teacher", CONDITIONED, KL, CLIP, ScheduleConfig(0.00085, 0.012), 0.18215),
+    "open-clip-v": ModelConfig(
+        "teacher",
+        replace(CONDITIONED_2, model_channels=64),
+        KL,
+        OPEN_CLIP,
+        ScheduleConfig(0.00085, 0.012, prediction="v"),
+        0.18215,
+    ),
+    "ldm-text": ModelConfig("teacher", CONDITIONED, KL, LDM_TEXT),
+}
+PLACES: dict[str, tuple[Layout, str]] = {
+    "spectral": ("spectral", "model.safetensors"),
+    "ldm-safetensors": ("ldm", "model.safetensors"),
+    "ldm-ckpt": ("ldm", "model.ckpt"),
+    "diffusers": ("diffusers", "model"),
+}
+
+
+def source(kind: str, folder: Path) -> CheckpointFile:
+    return checkpoint.read(tiny.write(folder / "source.safetensors", KINDS[kind]))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_again(kind: str, place: str, tmp_path: Path) -> None:
+    """The same weights to the last bit, and whatever the layout cannot say is said."""
+    layout, name = PLACES[place]
+    file = source(kind, tmp_path)
+    lost = checkpoint.convert(file, tmp_path / "there" / name, layout)
+    assert file.config.unet is not None
+    told = ReadOptions(image_size=file.config.unet.image_size)
+    there = checkpoint.read(tmp_path / "there" / name, told)
+    if layout != "diffusers":
+        assert lost == [] or all("image_size" in sentence for sentence in lost), lost
+        assert replace(there.config, kind="teacher") == file.config
+    checkpoint.convert(there, tmp_path / "back.safetensors", "spectral")
+    back = checkpoint.read(tmp_path / "back.safetensors")
+    dropped = {key for key in file.tensors if layout == "diffusers" and "cond_stage_model" in key}
+    assert file.tensors.keys() - dropped <= back.tensors.keys() <= file.tensors.keys()
+    assert all(torch.equal(file.tensors[key], value) for key, value in back.tensors.items())
+    checkpoint.load(tmp_path / "there" / name, options=told)
+
+
+def test_a_student_stays_itself_in_other_precision(tmp_path: Path) -> None:
+    config = ModelConfig("student", tiny.CONDITIONED, tiny.FIRST_STAGE, tiny.TEXT, preset=None)
+    file = checkpoint.read(tiny.write(tmp_path / "student.safetensors", config))
+    assert checkpoint.convert(file, tmp_path / "half.safetensors", dtype=torch.float16) == []
+    half = checkpoint.read(tmp_path / "half.safetensors")
+    assert half.config == config and {tensor.dtype for tensor in half.tensors.values()} == {torch.float16}
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.52 * (tmp_path / "student.safetensors").stat().st_size
+
+
+def test_averages_become_the_weights(tmp_path: Path) -> None:
+    parts = ldm_files.Parts.make(UNCONDITIONAL, VQ, ConditioningConfig())
+    path = ldm_files.write(tmp_path / "teacher.ckpt", parts.state() | ldm_files.averages(parts.unet))
+    key = "model.diffusion_model.out.2.weight"
+    for ema, factor in ((True, 0.5), (False, 1.0)):
+        target = tmp_path / f"{ema}.safetensors"
+        checkpoint.convert(checkpoint.read(path, ReadOptions(ema=ema)), target, "ldm")
+        assert torch.equal(checkpoint.read(target).tensors[key], parts.state()[key] * factor)
+
+
+REFUSED: dict[str, tuple[ModelConfig, Layout, str, str]] = {
+    "student-as-ldm": (ModelConfig("student", tiny.UNCONDITIONAL), "ldm", "x.ckpt", "wavelet-gated"),
+    "student-as-folder": (ModelConfig("student", tiny.UNCONDITIONAL), "diffusers", "x", "avelet"),
+    "few-groups": (
+        ModelConfig("lite", replace(UNCONDITIONAL, norm_groups=8)),
+        "ldm",
+        "x.safetensors",
+        "normalisation in 8 groups",
+    ),
+    "name-of-another-kind": (ModelConfig("teacher", UNCONDITIONAL), "ldm", "x.zip", r"\.safetensors or \.ckpt"),
+    "spectral-ckpt": (ModelConfig("teacher", UNCONDITIONAL), "spectral", "x.ckpt", r"ends in \.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_a_layout_has_no_place_for(kind: str, tmp_path: Path) -> None:
+    config, layout, name, says = REFUSED[kind]
+    file = checkpoint.read(tiny.write(tmp_path / "source.safetensors", config))
+    with pytest.raises(SpectralError, match=says):
+        checkpoint.convert(file, tmp_path / name, layout)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+def test_what_exists_is_never_written_over(tmp_path: Path) -> None:
+    file = source("unconditional", tmp_path)
+    for layout, name in PLACES.values():
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(SpectralError, match="exists already"):
+            checkpoint.convert(file, tmp_path / name, layout)
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_heads_that_no_table_knows_are_called_lost(tmp_path: Path) -> None:
+    unet: UNetConfig = replace(CONDITIONED, num_heads=4)
+    file = checkpoint.read(tiny.write(tmp_path / "source.safetensors", ModelConfig("teacher", unet, KL, CLASSES)))
+    assert "unet.num_heads is 4, but the new file will be read as 8." in checkpoint.convert(
+        file, tmp_path / "x.ckpt", "ldm"
+    )
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, target = tiny.write(tmp_path / "source.safetensors", KINDS["class"]), tmp_path / "out.ckpt"
+    asked = ["convert", str(path), str(target), "--layout", "ldm", "--dtype", "float16", "--json"]
+    assert cli.main(asked) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bytes"] == target.stat().st_size and report["lost"] == [] and report["layout"] == "ldm"
+    assert cli.main(asked) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main(["inspect", str(target), "--json", "--heads", "4", "--no-ema"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["unet"]["num_heads"] == 4 and about["kind"] == "teacher" and about["notes"]
+    assert cli.main(["inspect", str(target), "--heads", "4", "--head-channels", "2"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
