@@ -13,6 +13,7 @@ import folder_paths
 
 from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
+from . import files
 
 #: Names vocab.txt, or the folder that holds it.
 VARIABLE = "SPECTRAL_DIFFUSION_BERT_VOCAB"
@@ -103,10 +104,10 @@ def find_vocabulary() -> Path:
     return cached
 
 
-def where() -> str:
-    """The place that `find_vocabulary` finds, "" if there is none: changes when somebody puts the file there."""
+def fingerprint() -> str:
+    """Changes when somebody puts the vocabulary where `find_vocabulary` looks, or puts another one there."""
     try:
-        return str(find_vocabulary())
+        return files.fingerprint(find_vocabulary())
     except VocabularyError:
         return ""
 

@@ -45,7 +45,7 @@ class ClassLabel:
         companions = companions_of(model)
         if companions.classes is None:
             kind = companions.config.conditioning.kind
-            advice = "CLIP Text Encode" if kind == "text" else "Unconditional (Spectral Diffusion)"
+            advice = "CLIP Text Encode" if kind in ("text", "external") else "Unconditional (Spectral Diffusion)"
             raise SpectralError(f"This model is not conditioned on classes; use {advice} instead of Class Label.")
         last = len(companions.classes) - (2 if companions.config.conditioning.null_class else 1)
         if label > last:

@@ -59,12 +59,20 @@ class LoadCheckpoint:
             "What the U-Net predicts. auto: as the file says or its weights show. Change it when pictures come out as "
             "noise or far too dark, as with a velocity model taken for a noise model."
         )
+        scale = (
+            "What first-stage latents are multiplied with for the U-Net. 0: as the file says, or the published model "
+            "has it. Set it when info says that it was assumed and pictures are too pale or too harsh."
+        )
         return {
             "required": {"checkpoint": (files.names(), {"tooltip": tooltip})},
             "optional": {
                 "ema": ("BOOLEAN", {"default": True, "tooltip": ema}),
                 "heads": ("INT", {"default": 0, "min": 0, "max": 128, "tooltip": heads}),
                 "prediction": (list(PREDICTIONS), {"default": "auto", "tooltip": prediction}),
+                "scale_factor": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.00001, "round": 0.00001, "tooltip": scale},
+                ),
             },
         }
 
@@ -78,12 +86,14 @@ class LoadCheckpoint:
 
     @classmethod
     def IS_CHANGED(cls, checkpoint: str, **_options: Any) -> str:
-        return f"{files.fingerprint(files.find(checkpoint))} {bert.where()}"
+        return f"{files.fingerprint(files.find(checkpoint))} {bert.fingerprint()}"
 
     def load(
-        self, checkpoint: str, ema: bool = True, heads: int = 0, prediction: str = "auto"
+        self, checkpoint: str, ema: bool = True, heads: int = 0, prediction: str = "auto", scale_factor: float = 0.0
     ) -> tuple[Any, Any, Any, str]:
-        options = ReadOptions(ema=ema, heads=heads or None, prediction=PREDICTIONS[prediction])
+        options = ReadOptions(
+            ema=ema, heads=heads or None, prediction=PREDICTIONS[prediction], scale_factor=scale_factor or None
+        )
         return load(files.find(checkpoint), options)
 
 

@@ -122,7 +122,17 @@ def load(
         SpectralError: as `read`; or a tensor is missing, left over, not finite, or has another shape than its
             configuration says.
     """
-    file = read(path, options)
+    return build(read(path, options), device=device, dtype=dtype)
+
+
+def build(
+    file: CheckpointFile, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """The modules of an opened checkpoint, in evaluation mode, on `device` and in `dtype`.
+
+    Raises:
+        SpectralError: a tensor is missing, left over, not finite, or has another shape than the configuration says.
+    """
     schedule = Schedule.from_config(file.config.schedule)
     modules = _modules(file.config)
     for prefix, module in modules.items():

@@ -183,7 +183,8 @@ def from_dict(cls: type[T], data: Any, where: str = "configuration") -> T:
     known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
-            raise SpectralError(f"{where} has an unknown key {_short(key)}; the known ones are {', '.join(sorted(known))}.")
+            names = ", ".join(sorted(known))
+            raise SpectralError(f"{where} has an unknown key {_short(key)}; the known ones are {names}.")
     for name, item in known.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and name not in data:

@@ -131,12 +131,12 @@ PRESETS: dict[str, Preset] = {
         scale_factor=STABLE_SCALE,
     ),
     "stable_diffusion_2": Preset(
-        _STABLE_2, KL_F8, slim=96, conditioning=_CLIP_H, schedule=STABLE, scale_factor=STABLE_SCALE
+        _STABLE_2, KL_F8, slim=128, conditioning=_CLIP_H, schedule=STABLE, scale_factor=STABLE_SCALE
     ),
     "stable_diffusion_2_v": Preset(
         replace(_STABLE_2, image_size=96),
         KL_F8,
-        slim=96,
+        slim=128,
         conditioning=_CLIP_H,
         schedule=replace(STABLE, prediction="v"),
         scale_factor=STABLE_SCALE,

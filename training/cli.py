@@ -110,7 +110,7 @@ def add_read_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--head-channels", type=int, help="channels of an attention head of the U-Net")
     group.add_argument("--prediction", choices=("eps", "v"), help="what the U-Net predicts: noise or velocity")
     group.add_argument("--image-size", type=int, help="side of the latent that it was trained at, in cells")
-    group.add_argument("--scale-factor", type=float, help="U-Net's latents are first-stage latents times this")
+    group.add_argument("--scale-factor", type=float, help="latents of the U-Net are first-stage latents times this")
 
 
 def read_options(arguments: argparse.Namespace) -> ReadOptions:
@@ -136,6 +136,7 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_class_arguments(cls, fail_untyped=True)
     try:
+        argv = [_SHORT.get(text, text) for text in argv]
         for path in _configs(argv):
             with suppress(yaml.YAMLError, OSError):  # which the parser says better
                 _check_sections(cls, yaml.safe_load(Path(path).read_text("utf-8")), path)
@@ -150,6 +151,10 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
     json_wanted = values.pop("json")
     values.pop("config")
     return cls(**values), json_wanted
+
+
+#: What a run's configuration calls otherwise than the commands that open a checkpoint.
+_SHORT = {"--no-ema": "--read.ema=false"}
 
 
 def _configs(argv: Sequence[str]) -> list[str]:

@@ -129,14 +129,22 @@ class Conditions:
 
 
 def _labels(config: ConditioningConfig, data: ImageSet) -> Tensor:
-    """The class of every image, [N] int64, by the name of its subgroup."""
+    """The class of every image, [N] int64: by the name of its subgroup, or by its place where classes have no names.
+
+    Without names, subgroups are numbers, or as many as there are classes and in their order (ImageNet's synsets are).
+    """
+    groups, count = sorted(set(data.subgroups)), config.n_classes - has_null(config)
     names = {name: index for index, name in enumerate(config.class_names)}
-    unknown = sorted(set(data.subgroups) - set(names))
-    if unknown and not names:
+    if not names and all(group.isdecimal() and int(group) < count for group in groups):
+        names = {group: int(group) for group in groups}
+    elif not names and len(groups) == count:
+        names = {group: index for index, group in enumerate(groups)}
+    elif not names:
         raise SpectralError(
-            f"The model's {config.n_classes} classes have no names, so the data's subgroups name none of them; "
-            "set class_names in the checkpoint's conditioning."
+            f"The model's {count} classes have no names, and the data has {len(groups)} subgroups; name the folders by "
+            f"their class's number, 0 to {count - 1}."
         )
+    unknown = [group for group in groups if group not in names]
     if unknown:
         raise SpectralError(f"The model has no class named {unknown[0]!r}; its classes are {', '.join(names)}.")
     return torch.tensor([names[name] for name in data.subgroups])

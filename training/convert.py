@@ -13,6 +13,7 @@ from ..spectral import checkpoint
 from ..spectral.checkpoint import Layout
 from ..spectral.formats.source import ReadOptions
 from . import cli
+from .teachers import assemble
 
 LAYOUTS: dict[Layout, str] = {
     "spectral": "this project's .safetensors",
@@ -28,13 +29,15 @@ def convert(
     layout: Layout,
     dtype: torch.dtype | None = None,
     options: ReadOptions = checkpoint.AS_THE_FILE_SAYS,
+    first_stage: Path | None = None,
+    text_encoder: Path | None = None,
 ) -> dict[str, Any]:
     """Convert, and say what was assumed of the source and what the new file cannot say.
 
     Raises:
-        SpectralError: as `checkpoint.convert`.
+        SpectralError: as `teachers.assemble` and `checkpoint.convert`.
     """
-    file = checkpoint.read(source, options)
+    file = assemble(source, options, first_stage, text_encoder)
     lost = checkpoint.convert(file, target, layout, dtype=dtype)
     written = [target] if target.is_file() else [part for part in target.rglob("*") if part.is_file()]
     return {
@@ -56,10 +59,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default="spectral", help=layouts)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the stored tensors; the source's by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--first-stage", type=Path, help="a file with the first stage, if the source lacks it")
+    parser.add_argument("--text-encoder", type=Path, help="a file with the text encoder, if the source lacks it")
     cli.add_read_options(parser)
     arguments = parser.parse_args(argv)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    result = convert(arguments.source, arguments.target, arguments.layout, dtype, cli.read_options(arguments))
+    result = convert(
+        arguments.source,
+        arguments.target,
+        arguments.layout,
+        dtype,
+        cli.read_options(arguments),
+        arguments.first_stage,
+        arguments.text_encoder,
+    )
     if not arguments.json:
         result |= {key: " ".join(result[key]) or "nothing" for key in ("assumed", "lost")}
     cli.report(result, arguments.json)

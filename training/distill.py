@@ -19,6 +19,7 @@ from ..spectral import checkpoint, presets
 from ..spectral.config import ModelConfig, UNetConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
+from ..spectral.formats.source import ReadOptions
 from ..spectral.unet import Tap, UNet, check
 from . import cli
 from .conditions import Conditions
@@ -27,6 +28,7 @@ from .loop import RunConfig, check_dropout, check_weight, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
+from .teachers import open_teacher
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class DistillConfig:
 
     Args:
         run: steps, batch size, output folder and the like.
-        teacher: the checkpoint to learn from; its first stage and conditioner go into the student's file unchanged.
+        teacher: the checkpoint to learn from (.safetensors, .ckpt, or a diffusers folder); its first stage and
+            conditioner go into the student's file unchanged.
+        read: what to assume of the teacher where its file is silent; `--no-ema` is short for `--read.ema false`.
+        first_stage: a file with the first stage, for a teacher whose own file lacks it.
+        text_encoder: a file with the text encoder, likewise: CLIP of OpenAI, OpenCLIP or transformers, or LDM's.
         model_channels: the student's width; everything else is the teacher's.
         resampler: "wavelet" (the paper's gating) or "conv" (LDM's own, for comparisons).
         wavelet: filter bank of the gating, by PyWavelets' name.
@@ -90,6 +96,9 @@ class DistillConfig:
 
     run: RunConfig
     teacher: Path
+    read: ReadOptions = field(default_factory=ReadOptions)
+    first_stage: Path | None = None
+    text_encoder: Path | None = None
     model_channels: int = 64
     resampler: Literal["wavelet", "conv"] = "wavelet"
     wavelet: str = "haar"
@@ -174,25 +183,13 @@ class DistillTask(nn.Module):
         return spatial, frequency
 
 
-def open_teacher(path: Path) -> checkpoint.Checkpoint:
-    """A checkpoint to learn from.
-
-    Raises:
-        SpectralError: it lacks a U-Net or a first stage, or the file cannot be read.
-    """
-    teacher = checkpoint.load(path, device=device())
-    if teacher.unet is None or teacher.first_stage is None:
-        raise SpectralError(f"{path} cannot teach: it lacks a U-Net or a first stage; give a whole teacher checkpoint.")
-    return teacher
-
-
 def train(config: DistillConfig) -> dict[str, Any]:
     """Train, and export `RUN/student.safetensors` (`lite.safetensors` for conv); returns its path and statistics.
 
     Raises:
         SpectralError: the teacher, the data or the configuration cannot be used.
     """
-    teacher = open_teacher(config.teacher)
+    teacher = open_teacher(config.teacher, config.read, config.first_stage, config.text_encoder)
     assert teacher.config.unet is not None and teacher.first_stage is not None
     data = load(config.data)
     size = teacher.config.unet.image_size * teacher.first_stage.config.downscale

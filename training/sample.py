@@ -175,7 +175,7 @@ def preview_rows(
 def main(argv: Sequence[str]) -> None:
     """The command `sample`."""
     parser = cli.Parser("sample", "Make images with a checkpoint: one for each prompt.")
-    parser.add_argument("checkpoint", type=Path, help="a student, Lite or teacher (.safetensors)")
+    parser.add_argument("checkpoint", type=Path, help=cli.CHECKPOINT)
     parser.add_argument("prompts", nargs="*", help="texts, class names or class numbers; none for unconditional models")
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for images/ and grid.png")
     parser.add_argument("--count", type=int, default=1, help="images of each prompt")
@@ -185,10 +185,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
     parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    cli.add_read_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
-    opened = checkpoint.load(arguments.checkpoint, device=device())
+    opened = checkpoint.load(arguments.checkpoint, device=device(), options=cli.read_options(arguments))
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
     options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size", "vocabulary")}
     images = sample_checkpoint(opened, prompts, **options)

@@ -70,6 +70,11 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     stage = inference.first_stage(parts[FIRST_STAGE], f"{path.name}: {FIRST_STAGE}") if parts[FIRST_STAGE] else None
     if not parts[UNET]:
         return _autoencoder(path, stage, parts, metadata)
+    if any(".gate.fc1." in key for key in parts[UNET]):
+        raise SpectralError(
+            f"{path.name} says nothing of its architecture (its 'spectral_diffusion' metadata is gone), which a "
+            "wavelet-gated model needs; get the file as it was exported."
+        )
     where = f"{path.name}: "
     found = inference.unet(parts[UNET], where + UNET)
     known = inference.signature(found)
@@ -196,22 +201,8 @@ def _open_clip(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConf
 
 
 def _ldm_text(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConfig, dict[str, Tensor]]:
-    """LDM's own transformer: attention and feed-forward are two entries of its list of layers."""
-    vocabulary, width = inference.shape(tensors, "transformer.token_emb.weight", 2, where)
-    length = inference.shape(tensors, "transformer.pos_emb.emb.weight", 2, where)[0]
-    layers = inference.count(tensors, "transformer.attn_layers.layers.{}.0.weight") // 2
-    inner = inference.shape(tensors, "transformer.attn_layers.layers.0.1.to_q.weight", 2, where)[0]
-    described = ConditioningConfig(
-        "text",
-        width=width,
-        layers=layers,
-        heads=inner // 64,
-        context_length=length,
-        tower="ldm",
-        vocabulary=vocabulary,
-        pad_token=0,
-    )
-    return described, tensors
+    """LDM's own transformer."""
+    return text_keys.describe_ldm(tensors, where), tensors
 
 
 _TOWERS: dict[str, Callable[[dict[str, Tensor], str], tuple[ConditioningConfig, dict[str, Tensor]]]] = {

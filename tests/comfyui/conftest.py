@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from . import distribution, models
+from . import distribution, models, stable
 from .server import ComfyServer
 
 
@@ -28,6 +28,14 @@ def object_info(comfy: ComfyServer) -> dict[str, Any]:
     """What the server says about all of its nodes."""
     info: dict[str, Any] = comfy.get("/object_info")
     return info
+
+
+@pytest.fixture(scope="session")
+def stable_one(comfy: ComfyServer) -> Iterator[str]:
+    """A Stable Diffusion 1.x-shaped file of 0.5 GB among the server's checkpoints."""
+    path = stable.write_one(comfy.distribution.base / "models" / "checkpoints" / "stable-one.safetensors")
+    yield path.name
+    path.unlink()
 
 
 def write_checkpoints(folder: Path) -> None:

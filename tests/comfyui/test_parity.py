@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -18,14 +15,6 @@ from .server import ComfyServer, Prompt
 CORE, OURS = "core", "ours"
 TEXT = "a (red:1.3) apple, ((blue sky)) and [clouds], on a table"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-@pytest.fixture(scope="session")
-def one(comfy: ComfyServer) -> Iterator[str]:
-    """A Stable Diffusion 1.x-shaped file among the server's checkpoints."""
-    path = stable.write_one(comfy.distribution.base / "models" / "checkpoints" / "sd1.safetensors")
-    yield path.name
-    path.unlink()
 
 
 def loader(which: str, name: str) -> dict[str, object]:
@@ -90,21 +79,21 @@ def compare(comfy: ComfyServer, name: str, layer: int | None = None) -> dict[str
     return found
 
 
-def test_stable_diffusion_1_is_what_core_makes_of_it(comfy: ComfyServer, one: str) -> None:
-    found = compare(comfy, one)
+def test_stable_diffusion_1_is_what_core_makes_of_it(comfy: ComfyServer, stable_one: str) -> None:
+    found = compare(comfy, stable_one)
     assert found["states"] <= 1e-6 and found["pooled"] <= 1e-6
     assert found["latent"] < 1e-4
     assert found["picture"] < 2 / 255
 
 
-def test_clip_set_last_layer_on_both(comfy: ComfyServer, one: str) -> None:
-    found = compare(comfy, one, -2)
+def test_clip_set_last_layer_on_both(comfy: ComfyServer, stable_one: str) -> None:
+    found = compare(comfy, stable_one, -2)
     assert found["states"] <= 1e-6 and found["latent"] < 1e-4
 
 
-def test_a_ckpt_file_is_read_as_the_safetensors_file_is(comfy: ComfyServer, one: str) -> None:
+def test_a_ckpt_file_is_read_as_the_safetensors_file_is(comfy: ComfyServer, stable_one: str) -> None:
     folder = comfy.distribution.base / "models" / "checkpoints"
-    state = load_file(folder / one)
+    state = load_file(folder / stable_one)
     torch.save({"epoch": 1, "global_step": 3, "state_dict": state}, folder / "sd1.ckpt")
     try:
         found = compare(comfy, "sd1.ckpt")

@@ -18,6 +18,7 @@ from spectral_diffusion.spectral import checkpoint, conditioning
 from spectral_diffusion.spectral.autoencoder import build
 from spectral_diffusion.spectral.config import ModelConfig, ScheduleConfig, from_dict, to_dict
 from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.formats import writing
 from spectral_diffusion.spectral.formats.source import UNET
 from spectral_diffusion.spectral.unet import UNet
 
@@ -176,7 +177,7 @@ def test_a_failing_write_leaves_the_older_file_and_nothing_else(
 ) -> None:
     path = tiny.write(tmp_path / "model.safetensors", CONFIGS["unet-alone"])
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", failure)
+    monkeypatch.setattr(writing, "save_file", failure)
     with pytest.raises(SpectralError, match=r"model\.safetensors could not be written.*No space left"):
         tiny.write(path, CONFIGS["autoencoder-alone"])
     assert path.read_bytes() == before

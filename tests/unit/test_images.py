@@ -263,11 +263,23 @@ def test_an_encoder_that_is_not_in_the_checkpoint_is_a_sentence() -> None:
         Conditions(ConditioningConfig("external", width=640), data)
 
 
+@pytest.mark.parametrize(
+    "groups", [("1", "0", "1"), ("n01440764", "n01443537", "n01440764")], ids=["numbers", "synsets"]
+)
+def test_folders_of_classes_without_names(groups: tuple[str, ...]) -> None:
+    """By number; or, where there are as many folders as classes, in their order, as ImageNet's are."""
+    data = ImageSet(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), ("",) * 3, groups)
+    found = Conditions(replace(tiny.CLASSES, class_names=()), data).ids
+    assert found is not None and found.tolist() == ([1, 0, 1] if groups[0] == "1" else [0, 1, 0])
+
+
 def test_a_subgroup_without_a_class_is_a_sentence() -> None:
     data = ImageSet(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ("",), ("green",))
     with pytest.raises(SpectralError, match="no class named 'green'.*blue, red"):
         Conditions(tiny.CLASSES, data)
-    with pytest.raises(SpectralError, match="3 classes have no names.*set class_names"):
+    with pytest.raises(
+        SpectralError, match="2 classes have no names.*name the folders by their class's number, 0 to 1"
+    ):
         Conditions(replace(tiny.CLASSES, class_names=()), data)
 
 

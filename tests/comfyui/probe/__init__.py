@@ -19,7 +19,7 @@ class ProbeConditioning:
     FUNCTION = "save"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI names it
         return {"required": {"conditioning": ("CONDITIONING",)}}
 
     def save(self, conditioning: list[Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class ProbeText:
     FUNCTION = "show"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI names it
         return {"required": {"text": ("STRING", {"forceInput": True})}}
 
     def show(self, text: str) -> dict[str, Any]:
