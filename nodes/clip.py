@@ -77,7 +77,9 @@ def _tower(
     config: ConditioningConfig, *, letter: str, description: str, keep_float32: bool, dtype: Any, **kwargs: Any
 ) -> Any:
     """Core's text model in the shape of `description`; of the last layers as many are left out as `config` says."""
-    layers = {"layer": "hidden", "layer_idx": -1 - config.skip_last} if config.skip_last else {}
+    # Counted from the front: from the back, core refuses all but one layer of a tower to be left out.
+    last = config.layers - 1 - config.skip_last
+    layers = {"layer": "hidden", "layer_idx": last} if config.skip_last else {}
     return comfy.sd1_clip.SD1ClipModel(
         dtype=torch.float32 if keep_float32 else dtype,
         textmodel_json_config=description,

@@ -27,13 +27,13 @@ STAGES = {
     "kl-f4": FirstStageConfig("kl", 3, 3, 32, (1, 2, 4), 1),
     "kl-f8": FirstStageConfig("kl", 4, 4, 32, (1, 2, 4, 4), 1),
     "kl-f2": FirstStageConfig("kl", 5, 8, 32, (1, 3), 1),
-    "kl-f16": FirstStageConfig("kl", 16, 16, 32, (1, 1, 2, 2, 4), 1, (16,)),
+    "kl-f16": FirstStageConfig("kl", 16, 16, 32, (1, 1, 1, 1, 2), 1, (16,)),
 }
 
 
 @pytest.fixture(params=STAGES, scope="module")
 def stage(request: pytest.FixtureRequest, comfy: ComfyServer) -> autoencoder.FirstStage:
-    """One of them, in a file of its own name, `config.kind` and all."""
+    """One of them, in a file of its own; `name` is the file's."""
     config = STAGES[request.param]
     made = randomized(autoencoder.build(config), 7).eval()
     path = comfy.distribution.base / "models" / "spectral_diffusion" / f"stage-{request.param}.safetensors"
@@ -102,13 +102,15 @@ def test_decoding_is_the_library_s(comfy: ComfyServer, stage: autoencoder.FirstS
 
 def test_tiles_agree_with_the_whole(comfy: ComfyServer, stage: autoencoder.FirstStage) -> None:
     """Norms and attention see one tile alone, so a random network's tiles only resemble the whole picture's."""
+    if stage.config.downscale == 2:
+        pytest.skip("attention over all cells of so large a latent takes minutes")
     tiles = {"tile_size": 320, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
-    cells = 48  # 320 pixels are 40 cells to ComfyUI, whatever the first stage
+    cells, side = 44, 352  # a little more than a tile: 320 pixels are 40 cells to ComfyUI, whatever the first stage
     _, whole = decoded(comfy, stage, cells)
     _, tiled = decoded(comfy, stage, cells, **tiles)
     assert whole.shape == tiled.shape == (cells * stage.config.downscale,) * 2 + (3,)
     assert np.corrcoef(whole.ravel(), tiled.ravel())[0, 1] > 0.8
-    _, latent = encoded(comfy, stage, 384)
-    _, in_tiles = encoded(comfy, stage, 384, **tiles)
-    assert latent.shape == in_tiles.shape == (1, stage.config.embed_dim, *(384 // stage.config.downscale,) * 2)
+    _, latent = encoded(comfy, stage, side)
+    _, in_tiles = encoded(comfy, stage, side, **tiles)
+    assert latent.shape == in_tiles.shape == (1, stage.config.embed_dim, *(side // stage.config.downscale,) * 2)
     assert np.corrcoef(latent.ravel(), in_tiles.ravel())[0, 1] > 0.8

@@ -1,0 +1,116 @@
+"""Any teacher that a user downloaded teaches: LDM's .ckpt, a diffusers folder, a U-Net and its parts apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral.config import ConditioningConfig, FirstStageConfig, ScheduleConfig
+from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.formats.source import ReadOptions
+from spectral_diffusion.training import cli
+from spectral_diffusion.training.teachers import assemble, open_teacher
+
+from . import ldm_files, tiny
+from .ldm_files import CLIP, CONDITIONED, LDM_TEXT, VQ, Parts
+
+#: 16 × 16 pixels ↔ 4 × 4 × 4 cells.
+STAGE = FirstStageConfig("kl", embed_dim=4, z_channels=4, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1)
+CLASSES = ConditioningConfig("class", width=64, n_classes=3)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders named by the numbers of classes."""
+    folder = tiny.pictures(tmp_path_factory.mktemp("pictures"))
+    (folder / "blue").rename(folder / "0")
+    (folder / "red").rename(folder / "1")
+    return folder
+
+
+def ldm_teacher(folder: Path, condition: ConditioningConfig = CLASSES) -> tuple[Path, Parts]:
+    """A whole model as Lightning saved it, with averages and buffers."""
+    parts = Parts.make(CONDITIONED, STAGE, condition)
+    extra = ldm_files.averages(parts.unet) | ldm_files.buffers(0.00085, 0.012, scale=0.25)
+    return ldm_files.write(folder / "model.ckpt", parts.state() | extra), parts
+
+
+def distilled(teacher: Path, pictures: Path, out: Path, *options: str) -> checkpoint.Checkpoint:
+    """The student of two steps that the command makes."""
+    run = ["--run.steps", "2", "--run.batch_size", "4", "--run.warmup", "1", "--run.preview_every", "0"]
+    data = ["--data.path", str(pictures), "--data.size", "16"]
+    command = ["distill", "--teacher", str(teacher), "--run.out", str(out), *run, *data, "--model_channels", "32"]
+    assert cli.main([*command, "--read.image_size", "4", *options]) == 0
+    return checkpoint.load(out / "student.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["ckpt", "diffusers"])
+def test_a_whole_teacher_is_distilled(layout: str, pictures: Path, tmp_path: Path) -> None:
+    path, parts = ldm_teacher(tmp_path)
+    if layout == "diffusers":
+        checkpoint.convert(checkpoint.read(path), tmp_path / "folder", "diffusers")
+        path = tmp_path / "folder"
+    student = distilled(path, pictures, tmp_path / "run")
+    assert student.config.conditioning == CLASSES and student.config.schedule == ScheduleConfig(0.00085, 0.012)
+    assert student.config.scale_factor == 0.25 and student.config.unet is not None
+    assert student.config.unet == replace(CONDITIONED, image_size=4, resampler="wavelet")
+    assert student.config.teacher_sha256 == checkpoint.sha256(path)
+    assert student.first_stage is not None
+    theirs = parts.first_stage.state_dict()
+    assert all(torch.equal(v, theirs[k].half().float()) for k, v in student.first_stage.state_dict().items())
+
+
+def test_the_averages_teach_unless_they_are_turned_off(pictures: Path, tmp_path: Path) -> None:
+    path, parts = ldm_teacher(tmp_path)
+    weight = parts.unet.state_dict()["out.2.weight"]
+    for options, factor in ((ReadOptions(), 0.5), (ReadOptions(ema=False), 1.0)):
+        teacher = open_teacher(path, options)
+        assert teacher.unet is not None
+        assert torch.equal(teacher.unet.state_dict()["out.2.weight"].cpu(), weight * factor)
+    distilled(path, pictures, tmp_path / "averaged")
+    distilled(path, pictures, tmp_path / "plain", "--no-ema")
+    losses = [
+        json.loads((tmp_path / run / "statistics.jsonl").read_text().splitlines()[0]) for run in ("averaged", "plain")
+    ]
+    assert losses[0]["ddpm"] == losses[1]["ddpm"] and losses[0]["spatial"] != losses[1]["spatial"]
+
+
+def test_a_unet_is_completed_by_the_files_of_its_parts(pictures: Path, tmp_path: Path) -> None:
+    parts = Parts.make(CONDITIONED, STAGE, CLIP)
+    assert parts.conditioner is not None
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("unet", "vae", "clip")}
+    ldm_files.write(files["unet"], dict(parts.unet.state_dict()))
+    ldm_files.write(files["vae"], dict(parts.first_stage.state_dict()))
+    tower = {k.removeprefix("transformer."): v for k, v in parts.conditioner.state_dict().items()}
+    ldm_files.write(files["clip"], tower)
+    options = ["--first_stage", str(files["vae"]), "--text_encoder", str(files["clip"])]
+    student = distilled(files["unet"], pictures, tmp_path / "run", *options)
+    assert student.config.conditioning == replace(CLIP, activation="gelu", pad_token=0)
+    assert student.config.first_stage == STAGE
+    whole = tmp_path / "whole.safetensors"
+    command = ["convert", str(files["unet"]), str(whole), "--first-stage", str(files["vae"])]
+    assert cli.main([*command, "--text-encoder", str(files["clip"])]) == 0
+    opened = checkpoint.load(whole)
+    assert opened.conditioner is not None and opened.first_stage is not None
+
+
+def test_parts_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
+    path, _ = ldm_teacher(tmp_path)
+    other = ldm_files.write(tmp_path / "vq.ckpt", dict(Parts.make(CONDITIONED, VQ, CLASSES).first_stage.state_dict()))
+    with pytest.raises(SpectralError, match="latents of 4 channels, its first stage makes 3"):
+        assemble(path, first_stage=other)
+    unet = ldm_files.write(tmp_path / "unet.ckpt", dict(Parts.make(CONDITIONED, VQ, CLASSES).unet.state_dict()))
+    with pytest.raises(SpectralError, match=r"unet\.ckpt holds no first stage"):
+        assemble(path, first_stage=unet)
+    with pytest.raises(SpectralError, match=r"unet\.ckpt cannot teach: it lacks a first stage; .* or first_stage"):
+        open_teacher(unet)
+    narrow = Parts.make(CONDITIONED, STAGE, replace(LDM_TEXT, width=32)).conditioner
+    assert narrow is not None
+    encoder = ldm_files.write(tmp_path / "text.ckpt", dict(narrow.state_dict()))
+    with pytest.raises(SpectralError, match=r"text\.ckpt holds a text encoder of width 32; expected 64"):
+        assemble(path, text_encoder=encoder)
