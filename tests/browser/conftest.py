@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfyui_frontend_package
@@ -46,6 +47,16 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
 @pytest.fixture
 def page(comfy: ComfyServer) -> Iterator[Page]:
     """The page, loaded and empty; it reaches nothing but the server."""
+    # A setting that the page would ask a newcomer about in dialogs.
+    comfy.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.0.0"})
+    with browser_page(comfy) as opened:
+        opened.wait_for_function("() => window.app?.extensionManager", timeout=120_000)
+        yield opened
+
+
+@contextmanager
+def browser_page(comfy: ComfyServer) -> Iterator[Page]:
+    """A browser of its own, at the server's page."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         raise RuntimeError("The browser test needs Chromium; install Debian's package `chromium`.")
@@ -53,10 +64,8 @@ def page(comfy: ComfyServer) -> Iterator[Page]:
         browser = play.chromium.launch(executable_path=executable, args=list(FLAGS))
         opened = browser.new_page(viewport={"width": 1760, "height": 960})
         opened.route("**/*", only_local)
-        # A setting that the page would ask a newcomer about in dialogs.
-        comfy.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.0.0"})
         opened.goto(comfy.url)
-        opened.wait_for_function("() => window.app?.graph && window.app?.extensionManager", timeout=120_000)
+        opened.wait_for_function("() => window.app?.graph", timeout=120_000)
         yield opened
         browser.close()
 

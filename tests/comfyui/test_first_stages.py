@@ -29,6 +29,8 @@ STAGES = {
     "kl-f2": FirstStageConfig("kl", 5, 8, 32, (1, 3), 1),
     "kl-f16": FirstStageConfig("kl", 16, 16, 32, (1, 1, 1, 1, 2), 1, (16,)),
 }
+#: Whose tiles are tested at leisure; in kl-f2's, attention over all cells would take minutes.
+SLOW = ("vq-f8", "kl-f4", "kl-f16")
 
 
 @pytest.fixture(params=STAGES, scope="module")
@@ -100,10 +102,11 @@ def test_decoding_is_the_library_s(comfy: ComfyServer, stage: autoencoder.FirstS
     assert pixels.std() > 1
 
 
+@pytest.mark.parametrize(
+    "stage", ["vq-f4", "kl-f8", *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)], indirect=True
+)
 def test_tiles_agree_with_the_whole(comfy: ComfyServer, stage: autoencoder.FirstStage) -> None:
     """Norms and attention see one tile alone, so a random network's tiles only resemble the whole picture's."""
-    if stage.config.downscale == 2:
-        pytest.skip("attention over all cells of so large a latent takes minutes")
     tiles = {"tile_size": 320, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
     cells, side = 44, 352  # a little more than a tile: 320 pixels are 40 cells to ComfyUI, whatever the first stage
     _, whole = decoded(comfy, stage, cells)
