@@ -56,6 +56,8 @@ class CountsLora:
     def _tell(self, patches: dict[str, Any], taken: int) -> None:
         """One line in the log; a message in the page when the U-Net, or nothing, was meant and nothing was hit."""
         others = any(not _name(key).startswith("diffusion_model.") for key in patches)
+        if self.part == TEXT and not patches:
+            return  # MODEL, which is handed the same, says it
         if taken or others or self.part == TEXT:
             logging.info("LoRA: %d weights of the %s changed", taken, self.part)
         else:

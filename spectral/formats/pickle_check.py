@@ -36,6 +36,15 @@ CALLS = {
 }
 #: Packages whose callback classes are named in the files that Lightning wrote; they are replaced by empty classes.
 LIGHTNING = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
+#: numpy's numbers, which Lightning's callbacks keep as their best scores; they become empty objects too.
+NUMPY = {
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Float64DType",
+    "_codecs.encode",
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,15 @@ class RefusedPickleError(ValueError):
 
 
 def is_inert(name: str) -> bool:
-    """Whether a global is a Lightning callback, for which an empty class can stand."""
+    """Whether a global is a Lightning callback or a number of numpy, for which an empty class can stand."""
+    if name in NUMPY:
+        return True
     module, _, last = name.rpartition(".")
     return last.isidentifier() and any(module == root or module.startswith(root + ".") for root in LIGHTNING)
 
 
 def check(pickle: bytes) -> tuple[list[Storage], set[str]]:
-    """The storages that a pickle reads, and the Lightning callbacks that it names.
+    """The storages that a pickle reads, and what it names that empty classes are to stand for.
 
     Raises:
         RefusedPickleError: it does anything else.

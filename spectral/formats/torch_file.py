@@ -51,7 +51,7 @@ def open_archive(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check(path: Path, records: dict[str, Record]) -> set[str]:
-    """That the archive holds weights and nothing else; returns the Lightning callbacks that it names."""
+    """That the archive holds weights and nothing else; returns the names that empty classes are to stand for."""
     if "constants.pkl" in records or any(name.startswith("code/") for name in records):
         raise RefusedPickleError("it is a TorchScript program, not a file of weights")
     pickle = records.get(_PICKLE)
@@ -80,7 +80,7 @@ def _read(file: Any, record: Record) -> bytes:
 
 
 class _Inert:
-    """In place of a Lightning callback: takes whatever it is given, keeps and does nothing."""
+    """In place of a Lightning callback or a number of numpy: takes whatever it is given, keeps and does nothing."""
 
     def __new__(cls, *_arguments: Any) -> _Inert:
         return super().__new__(cls)

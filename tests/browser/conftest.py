@@ -65,7 +65,9 @@ def browser_page(comfy: ComfyServer) -> Iterator[Page]:
         opened = browser.new_page(viewport={"width": 1760, "height": 960})
         opened.route("**/*", only_local)
         opened.goto(comfy.url)
+        # The page is ready when it has nothing more to ask the server, its extensions set up and its socket open.
         opened.wait_for_function("() => window.app?.graph", timeout=120_000)
+        opened.wait_for_load_state("networkidle")
         yield opened
         browser.close()
 

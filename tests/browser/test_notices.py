@@ -18,10 +18,20 @@ FOREIGN = "lora_unet_double_blocks_0_img_attn_qkv"
 TITLE = "LoRA without effect"
 
 
-def prompt(comfy: ComfyServer, kind: str) -> Prompt:
-    """A text model with a LoRA that was made for another one."""
+def write_lora(comfy: ComfyServer) -> None:
+    """A LoRA of Flux, which fits none of our models."""
     lora = {f"{FOREIGN}.lora_up.weight": torch.ones(8, 2), f"{FOREIGN}.lora_down.weight": torch.ones(2, 8)}
     save_file(lora, comfy.distribution.base / "models" / "loras" / "foreign.safetensors")
+
+
+@pytest.fixture
+def lora(comfy: ComfyServer) -> None:
+    """The LoRA among the server's, before the page is opened."""
+    write_lora(comfy)
+
+
+def prompt(kind: str) -> Prompt:
+    """A text model with the LoRA; nodes are numbered, as the page wants it."""
     made = prompts.generate("text", steps=2)
     strengths = {"lora_name": "foreign.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
     made["lora"] = node(kind, model=[LOADER, 0], clip=[LOADER, 1], **strengths)
@@ -35,11 +45,11 @@ def prompt(comfy: ComfyServer, kind: str) -> Prompt:
 
 
 @pytest.mark.parametrize("kind", ["LoraLoader", "SpectralDiffusionLoadLora"])
-def test_a_lora_of_another_model_shows_a_message(kind: str, page: Page, comfy: ComfyServer) -> None:
-    page.evaluate("([prompt, name]) => app.loadApiJson(prompt, name)", [prompt(comfy, kind), kind])
+def test_a_lora_of_another_model_shows_a_message(kind: str, lora: None, page: Page) -> None:
+    page.evaluate("([prompt, name]) => app.loadApiJson(prompt, name)", [prompt(kind), kind])
     page.evaluate("() => app.queuePrompt(0, 1)")
     message = page.locator(".p-toast-message", has_text=TITLE)
-    expect(message).to_be_visible(timeout=120_000)
+    expect(message).to_be_visible(timeout=60_000)
     OUTPUT.mkdir(exist_ok=True)
     page.screenshot(path=OUTPUT / f"notice-{kind}.png")
     expect(message).to_contain_text("changes nothing")
@@ -51,9 +61,11 @@ def test_the_page_of_2024_shows_a_dialog(tmp_path: Path) -> None:
     if prepared.modern:
         pytest.skip("this ComfyUI has another page")
     models.write(prepared.base / "models" / "spectral_diffusion" / "text.safetensors", "text")
-    with ComfyServer(prepared, tmp_path / "server.log") as server, browser_page(server) as page:
-        page.evaluate("(prompt) => app.loadApiJson(prompt)", prompt(server, "LoraLoader"))
+    server = ComfyServer(prepared, tmp_path / "server.log")
+    write_lora(server)
+    with server, browser_page(server) as page:
+        page.evaluate("(prompt) => app.loadApiJson(prompt)", prompt("LoraLoader"))
         page.evaluate("() => app.queuePrompt(0, 1)")
         dialog = page.locator(".comfy-modal", has_text=TITLE)
-        expect(dialog).to_be_visible(timeout=120_000)
+        expect(dialog).to_be_visible(timeout=60_000)
         page.screenshot(path=OUTPUT / "notice-2024.png")

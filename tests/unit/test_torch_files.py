@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ def test_what_lightning_keeps_beside_the_weights_is_passed_over(
         "callbacks": {
             lightning: {"monitor": "val/loss", "best_model_score": torch.tensor(0.14)},
             "object": lightning(),
+            "scores": [np.float64(0.3), np.float32(0.1)],
         },
         "optimizer_states": [{"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}],
         "lr_schedulers": [{"last_epoch": 5, "_step_count": 6, "base_lrs": [1.0]}],
