@@ -169,6 +169,8 @@ def _about_unet(file: CheckpointFile, config: ModelConfig) -> list[str]:
         f"predicts {predicts}",
         f"Conditioning: {_about_conditioning(config)}",
     ]
+    if file.averaged:
+        lines.append("Weights: the averages (EMA) of the training; ema off gives those of its last step")
     if stage is not None:
         side = unet.image_size * stage.downscale
         lines.append(f"Image: {side}×{side} pixels")

@@ -96,7 +96,7 @@ def read(path: str | os.PathLike[str], options: ReadOptions = AS_THE_FILE_SAYS) 
             raise SpectralError(
                 f"{path.name}: tensor {name[:200]!r} is {tensor.dtype}; expected float32, float16 or bfloat16."
             )
-    return CheckpointFile(path, source.config, source.tensors, source.metadata, source.notes)
+    return CheckpointFile(path, source.config, source.tensors, source.metadata, source.notes, source.averaged)
 
 
 def _read(path: Path, options: ReadOptions) -> Source:

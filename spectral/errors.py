@@ -1,9 +1,15 @@
 """The one error that is meant for the person at the keyboard."""
 
+from __future__ import annotations
+
 
 class SpectralError(ValueError):
     """One sentence that names the thing at fault, what was expected, and what to do about it.
 
     The command line prints it and exits with code 2; a ComfyUI node shows it as the node's error. Nothing that
-    raises it leaves a half-written file or a half-loaded model behind.
+    raises it leaves a half-written file or a half-loaded model behind. Names that come out of files may hold
+    anything; what cannot be printed on a line is shown as its escape.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence))

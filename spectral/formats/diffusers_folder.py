@@ -96,7 +96,8 @@ def read(path: Path, options: ReadOptions) -> Source:
             condition = _CONDITIONERS[settings.path.parent.name](settings)
             add(CONDITIONER, settings, conditioner_rows(condition))
         config = replace(config, conditioning=condition)
-    return Source(path, config, tensors, texts, tuple(notes))
+    averaged = network is not None and network.path.parent.name == "unet_ema"
+    return Source(path, config, tensors, texts, tuple(notes), averaged)
 
 
 def _find(path: Path, options: ReadOptions) -> tuple[Settings | None, Settings | None]:

@@ -79,7 +79,8 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     found = inference.unet(parts[UNET], where + UNET)
     known = inference.signature(found)
     unet, notes = inference.completed(found, known, stage, options)
-    if options.ema:
+    averaged = options.ema and any(key.startswith(AVERAGE) and key not in _BUFFERS for key in tensors)
+    if averaged:
         parts[UNET] = _averaged(path.name, parts[UNET], tensors)
     conditioning, parts[CONDITIONER], more = _conditioning(parts[CONDITIONER], unet, where + CONDITIONER)
     notes += more
@@ -90,7 +91,7 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
         "teacher", unet, stage, conditioning, schedule, scale, preset=_preset_name(unet, stage, conditioning)
     )
     joined = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-    return Source(path, config, joined, dict(metadata), tuple(notes + more))
+    return Source(path, config, joined, dict(metadata), tuple(notes + more), averaged)
 
 
 def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -141,14 +142,12 @@ def _autoencoder(
 
 
 def _averaged(name: str, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averages of the U-Net's weights; the weights themselves where the file keeps no averages.
+    """The averages of the U-Net's weights, of which the file keeps some at least.
 
     Raises:
         SpectralError: some averages are there and others are missing, or belong to no weight.
     """
     found = {key for key in tensors if key.startswith(AVERAGE) and key not in _BUFFERS}
-    if not found:
-        return dict(weights)
     names = {key: AVERAGE + ("diffusion_model." + key).replace(".", "") for key in weights}
     for key, average in names.items():
         if average not in found:

@@ -54,6 +54,7 @@ class Source:
         tensors: by LDM's names under `UNET`, `FIRST_STAGE` and `CONDITIONER`; mapped from the files, not copied.
         metadata: the texts beside the tensors.
         notes: what was assumed because the file does not say it, one sentence each, for the user.
+        averaged: the U-Net's weights are the averages that were kept beside those of the last step.
     """
 
     path: Path
@@ -61,3 +62,4 @@ class Source:
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    averaged: bool = False

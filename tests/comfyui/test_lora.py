@@ -261,9 +261,10 @@ def test_a_lora_on_stable_diffusion_1_is_what_core_makes_of_it(comfy: ComfyServe
         made = sampled(which, stable_one)
         if kind:
             strengths = {"lora_name": name, "strength_model": STRENGTH, "strength_clip": STRENGTH}
-            made["lora"] = node(kind, model=["loader", 0], clip=["loader", 1], **strengths)
-            made["sampler"]["inputs"]["model"] = ["lora", 0]
-            made["positive"]["inputs"]["clip"] = made["negative"]["inputs"]["clip"] = ["lora", 1]
+            # Named by its kind: the server of 2024 takes nodes of one name and equal inputs for the same.
+            made[kind] = node(kind, model=["loader", 0], clip=["loader", 1], **strengths)
+            made["sampler"]["inputs"]["model"] = [kind, 0]
+            made["positive"]["inputs"]["clip"] = made["negative"]["inputs"]["clip"] = [kind, 1]
         found.append(results(comfy, made))
     assert made["loader"] == loader(CORE, stable_one)
     core, *ours, without = found

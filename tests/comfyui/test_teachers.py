@@ -72,8 +72,10 @@ def test_the_averages_of_a_ckpt_are_used_unless_ema_is_off(comfy: ComfyServer, l
     }
     for name, state in (("last", whole), ("averaged", averaged)):
         ldm_files.write(lightning.with_name(f"{name}.safetensors"), {**state, **ldm_files.buffers(scale=0.5)})
-    with_ema, _ = sample(comfy, prompt(lightning.name))
-    without, _ = sample(comfy, prompt(lightning.name, ema=False))
+    with_ema, info = sample(comfy, prompt(lightning.name))
+    assert "Weights: the averages (EMA)" in info
+    without, info = sample(comfy, prompt(lightning.name, ema=False))
+    assert "(EMA)" not in info
     assert torch.equal(with_ema, sample(comfy, prompt("averaged.safetensors"))[0])
     assert torch.equal(without, sample(comfy, prompt("last.safetensors"))[0])
     assert not torch.equal(with_ema, without)

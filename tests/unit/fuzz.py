@@ -28,17 +28,32 @@ class Mutant:
     must_fail: bool = True
 
 
-def model(path: Path, layout: str) -> Path:
-    """A sound file to break: this project's, LDM's .safetensors or .ckpt."""
+#: What a family's broken file is called, and what is opened: the file, or the folder that it lies in.
+FAMILIES: dict[str, tuple[str, str]] = {
+    "spectral": ("model.safetensors", "model.safetensors"),
+    "ldm-safetensors": ("model.safetensors", "model.safetensors"),
+    "ldm-ckpt": ("model.ckpt", "model.ckpt"),
+    "diffusers-weights": ("model/unet/diffusion_pytorch_model.safetensors", "model"),
+    "diffusers-settings": ("model/unet/config.json", "model"),
+}
+#: Of the buffers of LDM's files, these need not be read.
+BUFFERS = {"alphas_cumprod", "sqrt_alphas_cumprod", "posterior_variance", "logvar"}
+
+
+def make(family: str, folder: Path) -> tuple[Path, Path]:
+    """A sound model: its file that is going to be broken, and what is to be opened."""
+    broken, opened = (folder / name for name in FAMILIES[family])
     parts = ldm_files.Parts.make(ldm_files.CONDITIONED, ldm_files.KL, ldm_files.CLASSES)
     state = parts.state() | ldm_files.buffers(scale=0.5)
-    if layout == "ldm-ckpt":
-        return ldm_files.write(path, state | ldm_files.averages(parts.unet))
-    source = ldm_files.write(path.with_name("source.safetensors"), state)
-    if layout == "ldm-safetensors":
-        return source.rename(path)
-    checkpoint.convert(checkpoint.read(source), path)
-    return path
+    if family == "ldm-ckpt":
+        ldm_files.write(opened, state | ldm_files.averages(parts.unet))
+        return broken, opened
+    source = ldm_files.write(folder / "source.safetensors", state)
+    if family == "ldm-safetensors":
+        source.rename(opened)
+    else:
+        checkpoint.convert(checkpoint.read(source), opened, "spectral" if family == "spectral" else "diffusers")
+    return broken, opened
 
 
 def header_and_data(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -55,7 +70,7 @@ def safetensors(content: bytes, tensors: int) -> Iterator[Mutant]:
     """Mutants of a .safetensors file, with lies about so many of its tensors."""
     header, data = header_and_data(content)
     start = len(content) - len(data)
-    names = [name for name in header if "_model" in name]  # buffers need not be read
+    names = [name for name in header if name not in {"__metadata__", *BUFFERS}]
     ends = sorted({start + end for name in names for end in header[name]["data_offsets"]})
     step = max(1, len(ends) // (20 * tensors))
     for place in [
@@ -160,7 +175,8 @@ def whole_headers(header: dict[str, Any], data: bytes) -> Iterator[Mutant]:
     for text in ("", "{", "[" * 10**5, "nul", "\ud800", '{"a":' * 1000, "0" * 10**6, "[" + "0," * 10**5 + "0]"):
         safe = text.encode("utf-8", "replace").decode()
         described = {**header, "__metadata__": {**metadata, "spectral_diffusion": safe}}
-        yield Mutant(f"description {safe[:10]!r}…", joined(described, data))
+        # Where they describe nothing, as beside diffusers' weights, they are not read.
+        yield Mutant(f"description {safe[:10]!r}…", joined(described, data), must_fail=own)
 
 
 def archive(content: bytes, records: int) -> Iterator[Mutant]:
@@ -202,17 +218,30 @@ def flips(content: bytes, count: int) -> Iterator[Mutant]:
         yield Mutant(f"noise at {place}", content[:place] + noise + content[place + width :], must_fail=False)
 
 
-FAMILIES: dict[str, tuple[str, str]] = {
-    "spectral": ("model.safetensors", "spectral"),
-    "ldm-safetensors": ("model.safetensors", "ldm-safetensors"),
-    "ldm-ckpt": ("model.ckpt", "ldm-ckpt"),
-}
+def settings(content: bytes) -> Iterator[Mutant]:
+    """Mutants of a config.json."""
+    sound = json.loads(content)
+    nested: Any = {}
+    for _ in range(100):
+        nested = {"a": nested}
+    wrongs = (nested, [], {}, "x" * 1000, "", -1, 0, 2**70, 1e308, 0.5, True, None, [1] * 1000, [-1], ["DownBlock2D"])
+    for key in sound:
+        for wrong in wrongs:
+            yield Mutant(f"{key}: {str(wrong)[:20]}", json.dumps({**sound, key: wrong}).encode(), must_fail=False)
+        yield Mutant(
+            f"without {key}", json.dumps({k: v for k, v in sound.items() if k != key}).encode(), must_fail=False
+        )
+    for text in (b"", b"{", b"[]", b"null", b"[" * 10**5, b'{"a":' * 10**5, b"\xff\xfe", content[: len(content) // 2]):
+        yield Mutant(f"text {text[:8]!r}…", text)
+    yield Mutant("100 MB", content[:-2] + b" " * 100_000_000 + b"}")
 
 
 def mutants(family: str, content: bytes, density: int) -> Iterator[Mutant]:
     """All broken files of a family; `density` is about how many tensors are lied about."""
     if family == "ldm-ckpt":
         yield from archive(content, 2 * density)
+    elif family == "diffusers-settings":
+        yield from settings(content)
     else:
         yield from safetensors(content, density)
     yield from flips(content, 10 * density)
