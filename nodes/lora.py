@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..spectral.errors import SpectralError
 from ..spectral.formats.tensor_files import open_tensors
-from . import notices
+from . import files, notices
+from .missing import Missing
 
 #: How PEFT names the two factors, and how every version of ComfyUI does.
 _PEFT = re.compile(r"\.lora_([AB])(\.default)?\.weight$")
@@ -39,7 +40,7 @@ class LoadLora:
     RETURN_NAMES = ("MODEL", "CLIP", "report")
     OUTPUT_TOOLTIPS = (
         "The model with the LoRA.",
-        "The text encoder with the LoRA; nothing when none is connected.",
+        "The text encoder with the LoRA, when one is connected.",
         "How many of the LoRA's keys matched, how many weights they change, and the keys that did not match.",
     )
     FUNCTION = "load"
@@ -70,25 +71,33 @@ class LoadLora:
             return str(error)
         return True
 
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str, **_inputs: Any) -> str:
+        return files.fingerprint(_find(lora_name))
+
     def load(
         self, model: Any, lora_name: str, strength_model: float, strength_clip: float, clip: Any = None
     ) -> tuple[Any, Any, str]:
         """Patched clones of both, and the report.
 
         Raises:
-            SpectralError: the file cannot be read.
+            SpectralError: the file cannot be read, or lacks one of the two factors of a weight.
         """
         path = _find(lora_name)
         # Copied, for the file may be replaced while the patches live.
         tensors = {plain(key): tensor.clone() for key, tensor in open_tensors(path)[0].items()}
         match = compare(tensors, targets_of(model, clip))
-        if not match.matched:
-            notices.warn("LoRA without effect", match.report(path.name))
-            return model, clip, match.report(path.name)
-        logging.info(match.report(path.name))
-        fitting = {match.renamed[key]: tensors[key] for key in match.renamed}
-        new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, fitting, strength_model, strength_clip)
-        return new_model, new_clip, match.report(path.name)
+        report = match.report(path.name)
+        if match.matched:
+            logging.info(report)
+            fitting = {name: tensors[key] for key, name in match.renamed.items()}
+            try:
+                model, clip = comfy.sd.load_lora_for_models(model, clip, fitting, strength_model, strength_clip)
+            except KeyError as error:
+                raise SpectralError(f"{path.name} lacks {error}; it is incomplete, get it again.") from error
+        else:
+            notices.warn("LoRA without effect", report)
+        return model, clip or Missing("Load LoRA has no CLIP to give; connect one to its input clip."), report
 
 
 @dataclass(frozen=True)

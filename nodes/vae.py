@@ -50,8 +50,10 @@ def build(stage: autoencoder.FirstStage) -> Any:
     everywhere one that reduces by 4, so it is made around a tiny autoencoder that is then replaced.
     """
     weights = AutoencoderKL(**_PLACEHOLDER).state_dict()
-    vae = comfy.sd.VAE(sd=weights, config={"params": _PLACEHOLDER})
     config, factor = stage.config, stage.config.downscale
+    # Of thousands of codes, half precision would often take another one than the nearest.
+    dtype = torch.float32 if config.kind == "vq" else None
+    vae = comfy.sd.VAE(sd=weights, config={"params": _PLACEHOLDER}, dtype=dtype)
     vae.first_stage_model = stage.to(vae.vae_dtype)
     offload = vae.patcher.offload_device
     vae.patcher = comfy.model_patcher.ModelPatcher(stage, load_device=vae.device, offload_device=offload)

@@ -247,6 +247,16 @@ def test_merging_models_is_no_lora(comfy: ComfyServer, student: Path) -> None:
     assert logged(comfy).count("LoRA: ") == before
 
 
+def test_a_damaged_lora_is_a_sentence(
+    comfy: ComfyServer, student: Path, drawn: tuple[dict[str, Factors], dict[str, Factors]]
+) -> None:
+    half = {name: tensor for name, tensor in kohya(*drawn).items() if not name.endswith("lora_down.weight")}
+    name = save_lora(comfy, "half.safetensors", half)
+    assert "half.safetensors lacks 'lora_" in comfy.run(prompt(student.name, name, ours=True)).message
+    (loras(comfy) / "cut.safetensors").write_bytes((loras(comfy) / name).read_bytes()[:-100])
+    assert "cut.safetensors" in comfy.run(prompt(student.name, "cut.safetensors", ours=True)).message
+
+
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "../../../../etc/passwd", ""])
 def test_a_lora_that_is_not_there(comfy: ComfyServer, student: Path, name: str) -> None:
     assert "There is no LoRA" in comfy.run(prompt(student.name, name or "\0", ours=True)).message

@@ -159,8 +159,10 @@ def test_a_u_net_alone_takes_the_clip_of_another_file(comfy: ComfyServer, folder
     alone = {name: tensor for name, tensor in state.items() if name.startswith("model.diffusion_model.")}
     ldm_files.write(folder / "alone.safetensors", alone)
     made = prompt("alone.safetensors", heads=8, scale_factor=0.7)
+    label, nothing = made["positive"], made["negative"]
+    made["negative"] = label
     assert "use CLIP Text Encode instead of Class Label" in comfy.run(made).message
-    made["positive"] = made["negative"]
+    made["positive"] = made["negative"] = nothing
     assert "text encoder is not in its file" in comfy.run(made).message
     made["positive"] = node("CLIPTextEncode", clip=[LOADER, 1], text="a tree")
     assert "holds no text encoder; load one of width 64 with Load CLIP" in comfy.run(made).message

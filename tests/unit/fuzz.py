@@ -8,7 +8,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ class Mutant:
     must_fail: bool = True
 
 
+#: As small as such models are: thousands of them are opened.
+UNET = replace(ldm_files.CONDITIONED, channel_mult=(1,), attention_resolutions=(1,))
+STAGE = replace(ldm_files.KL, ch_mult=(1, 1))
+
 #: What a family's broken file is called, and what is opened: the file, or the folder that it lies in.
 FAMILIES: dict[str, tuple[str, str]] = {
     "spectral": ("model.safetensors", "model.safetensors"),
@@ -43,7 +47,7 @@ BUFFERS = {"alphas_cumprod", "sqrt_alphas_cumprod", "posterior_variance", "logva
 def make(family: str, folder: Path) -> tuple[Path, Path]:
     """A sound model: its file that is going to be broken, and what is to be opened."""
     broken, opened = (folder / name for name in FAMILIES[family])
-    parts = ldm_files.Parts.make(ldm_files.CONDITIONED, ldm_files.KL, ldm_files.CLASSES)
+    parts = ldm_files.Parts.make(UNET, STAGE, ldm_files.CLASSES)
     state = parts.state() | ldm_files.buffers(scale=0.5)
     if family == "ldm-ckpt":
         ldm_files.write(opened, state | ldm_files.averages(parts.unet))
