@@ -59,11 +59,16 @@ class Checkpoint:
     file: CheckpointFile
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files that a checkpoint consists of: itself, or those of a diffusers folder's settings and weights."""
+    return diffusers_folder.files(path) if path.is_dir() else [path]
+
+
 def sha256(path: Path) -> str:
-    """Digest of a file's content, or of the names and contents of all files in a folder, in hexadecimal."""
+    """Digest of a file's content, or of the names and contents of a folder's `parts_of`, in hexadecimal."""
     digest = hashlib.sha256()
     folder = path.is_dir()
-    for part in sorted(item for item in path.rglob("*") if item.is_file()) if folder else [path]:
+    for part in parts_of(path):
         if folder:
             digest.update(f"{part.relative_to(path).as_posix()}\0{part.stat().st_size}\0".encode())
         with open(part, "rb") as file:

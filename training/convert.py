@@ -39,12 +39,11 @@ def convert(
     """
     file = assemble(source, options, first_stage, text_encoder)
     lost = checkpoint.convert(file, target, layout, dtype=dtype)
-    written = [target] if target.is_file() else [part for part in target.rglob("*") if part.is_file()]
     return {
         "path": str(target),
         "layout": layout,
         "kind": file.config.kind,
-        "bytes": sum(part.stat().st_size for part in written),
+        "bytes": sum(part.stat().st_size for part in checkpoint.parts_of(target)),
         "assumed": list(file.notes),
         "lost": lost,
     }

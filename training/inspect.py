@@ -76,7 +76,7 @@ def inspect(
     return {
         **describe(file.config),
         "path": str(path),
-        "bytes": sum(part.stat().st_size for part in ([path] if path.is_file() else path.rglob("*"))),
+        "bytes": sum(part.stat().st_size for part in checkpoint.parts_of(path)),
         "sha256": file.sha256,
         "modelspec": modelspec,
         "training": file.config.training,

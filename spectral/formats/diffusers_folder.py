@@ -35,7 +35,7 @@ from .diffusers_writer import write
 from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from .tensor_files import open_tensors
 
-__all__ = ["is_folder", "read", "write"]
+__all__ = ["files", "is_folder", "read", "write"]
 
 _STAGE_FOLDERS = ("vae", "vqvae")
 #: Without cross-attention, and with it: what most such U-Nets were trained with.
@@ -60,6 +60,15 @@ def is_folder(path: Path) -> bool:
         return path.is_dir() and any(os.path.lexists(path / name) for name in names)
     except (OSError, RuntimeError, ValueError):  # links in a circle, and names that are none
         return False
+
+
+def files(path: Path) -> list[Path]:
+    """The files of settings and weights in a folder and in the sub-folders that are read, sorted."""
+    folders = [path, *(path / name for name in ("unet", "unet_ema", "scheduler", *_STAGE_FOLDERS, *_CONDITIONERS))]
+    found = (
+        file for folder in folders for pattern in ("*.json", "*.safetensors", "*.bin") for file in folder.glob(pattern)
+    )
+    return sorted(file for file in found if file.is_file())
 
 
 def read(path: Path, options: ReadOptions) -> Source:

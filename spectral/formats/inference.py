@@ -161,11 +161,14 @@ def first_stage(tensors: Mapping[str, Tensor], where: str) -> FirstStageConfig:
         )
     codebook = tensors.get("quantize.embedding.weight")
     double = 1 if codebook is not None else 2
+    embed_dim = shape(tensors, "post_quant_conv.weight", 4, where)[1]
+    if codebook is None and shape(tensors, "quant_conv.weight", 4, where)[0] == embed_dim:
+        raise SpectralError(f"{where}quantize.embedding.weight is missing from the checkpoint; it is incomplete.")
     resolution = 256
     attending = [resolution // 2**i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in tensors]
     return FirstStageConfig(
         "kl" if codebook is None else "vq",
-        embed_dim=shape(tensors, "post_quant_conv.weight", 4, where)[1],
+        embed_dim=embed_dim,
         z_channels=shape(tensors, "encoder.conv_out.weight", 4, where)[0] // double,
         ch=ch,
         ch_mult=tuple(wide // ch for wide in widths),

@@ -7,12 +7,15 @@ keeps out what that function takes, and pays for: allocations of any size, and k
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 #: Bytes and operations of a checkpoint's pickle. Stable Diffusion with its averages has 0.5 and 0.1 million.
-LARGEST_PICKLE, MOST_OPERATIONS = 4 * 2**20, 500_000
+LARGEST_PICKLE, MOST_OPERATIONS = 4 * 2**20, 250_000
+#: Names of Lightning's and numpy's; a file has three or four.
+MOST_INERT = 64
 
 #: Bytes of one element of each storage.
 STORAGES = {
@@ -33,6 +36,7 @@ CALLS = {
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
     "torch.Size",
+    "_codecs.encode",
 }
 #: Packages whose callback classes are named in the files that Lightning wrote; they are replaced by empty classes.
 LIGHTNING = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
@@ -43,8 +47,9 @@ NUMPY = {
     "numpy.dtype",
     "numpy.dtypes.Float32DType",
     "numpy.dtypes.Float64DType",
-    "_codecs.encode",
 }
+#: How those numbers write their bytes as text; the function itself runs, on short texts in this one encoding.
+ENCODE, ENCODING, LONGEST_TEXT = "_codecs.encode", "latin1", 1024
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,10 @@ class _Walk:
         elif name in ("GLOBAL", "INST"):
             push(self._named(str(argument).replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
-            push(self._named(".".join(map(str, self._pop(2)))))
+            names = self._pop(2)
+            if not all(isinstance(name, str) for name in names):
+                raise RefusedPickleError("it names something in a way that torch.save never does")
+            push(self._named(".".join(names)))
         elif name == "REDUCE":
             push(self._called(*self._pop(2)))
         elif name == "NEWOBJ":
@@ -188,6 +196,8 @@ class _Walk:
     def _named(self, name: str) -> Global:
         if is_inert(name):
             self.inert.add(name)
+            if len(self.inert) > MOST_INERT:
+                raise RefusedPickleError("it names more of Lightning's callbacks than any checkpoint")
         elif name not in CALLS and name not in STORAGES:
             module, _, rest = name.partition(".")
             said = f"{_PYTHON_2.get(module, module)}.{rest}"[:200]
@@ -200,6 +210,8 @@ class _Walk:
             raise RefusedPickleError(f"it calls {said}, which is not needed to hold weights")
         if function.name == "collections.OrderedDict" and arguments != ():
             raise RefusedPickleError("it fills an OrderedDict in a way that torch.save never does")
+        if function.name == ENCODE and not _is_short_text(arguments):
+            raise RefusedPickleError("it encodes a text in a way that torch.save never does")
         return _OBJECT
 
     def _made(self, kind: Any, _arguments: Any) -> Any:
@@ -209,7 +221,9 @@ class _Walk:
 
     def _check_keys(self, items: list[Any]) -> None:
         for key in items[::2]:
-            if not isinstance(key, (str, int, float, bytes, Global, type(None))):
+            # Of numbers only those are taken whose hashes differ; who chooses them could make all alike.
+            number = isinstance(key, int) and 0 <= key < 2**31
+            if not (number or isinstance(key, (str, bytes, Global, type(None)))):
                 raise RefusedPickleError("a dictionary in it has keys that are no names")
 
     def _stored(self, key: Any) -> Any:
@@ -218,5 +232,15 @@ class _Walk:
         kind, record, count = key[1], key[2], key[4]
         if not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(count, int):
             raise RefusedPickleError("one of its tensors has no known type of numbers")
+        if not isinstance(record, str) or not re.fullmatch(r"\w{1,40}", record) or not isinstance(key[3], str):
+            raise RefusedPickleError("one of its tensors has no known place")
         self.storages.append(Storage(f"data/{record}", count * STORAGES[kind.name]))
         return _OBJECT
+
+
+def _is_short_text(arguments: Any) -> bool:
+    """Whether these are a short text and the one encoding that numpy's numbers are written in."""
+    if not isinstance(arguments, tuple) or len(arguments) != 2:
+        return False
+    text, encoding = arguments
+    return isinstance(text, str) and len(text) <= LONGEST_TEXT and encoding == ENCODING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import SpectralError
@@ -12,6 +13,22 @@ from .torch_file import is_archive, open_archive
 
 #: The names under which such files are offered to a user.
 EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+#: A checkpoint with averages and moments has some 5000 tensors, names of 100 characters and 4 axes.
+MOST_TENSORS, LONGEST_NAME, MOST_AXES = 20_000, 400, 8
+#: Weights are floating; buffers may be whole numbers.
+DTYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -23,9 +40,9 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         head = _head(path)
         if is_archive(head):
-            return open_archive(path)
+            return _checked(path.name, *open_archive(path))
         if is_safetensors(head) or path.suffix.lower() == ".safetensors":
-            return open_safetensors(path)
+            return _checked(path.name, *open_safetensors(path))
     except OSError as error:
         raise SpectralError(
             f"{path.name} cannot be opened ({error.strerror or error}); check the path and its permissions."
@@ -35,6 +52,25 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     raise SpectralError(
         f"{path.name} is not a file of weights; expected a .safetensors or .ckpt file, or a diffusers folder."
     )
+
+
+def _checked(
+    name: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a file holds, unless it is more, longer or of stranger numbers than any model has."""
+    if len(tensors) > MOST_TENSORS:
+        raise SpectralError(f"{name} holds {len(tensors)} tensors; expected {MOST_TENSORS} at most, get another file.")
+    for key, tensor in tensors.items():
+        if len(key) > LONGEST_NAME or tensor.dim() > MOST_AXES:
+            raise SpectralError(
+                f"{name}: the tensor {key[:80]!r} has a name of {len(key)} characters and {tensor.dim()} axes; expected "
+                f"{LONGEST_NAME} and {MOST_AXES} at most, get another file."
+            )
+        if tensor.dtype not in DTYPES:
+            raise SpectralError(
+                f"{name}: tensor {key!r} is {tensor.dtype}; expected float32, float16 or bfloat16, convert the file."
+            )
+    return tensors, metadata
 
 
 def _head(path: Path) -> bytes:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-#: Bytes of a zip's table of contents; the largest models have some 0.3 million.
-LARGEST_DIRECTORY = 8 * 2**20
+#: Bytes and entries of a zip's table of contents; the largest models have some 0.3 million and 4000.
+LARGEST_DIRECTORY, MOST_RECORDS = 4 * 2**20, 20_000
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -32,18 +32,18 @@ def read_directory(path: Path) -> dict[str, Record]:
         ValueError, zipfile.BadZipFile, struct.error: the archive is damaged, packed, or contradicts itself.
     """
     with open(path, "rb") as file:
-        if _directory_size(file) > LARGEST_DIRECTORY:
-            raise ValueError("its table of contents is larger than any model's")
+        _check_end(file)
         with zipfile.ZipFile(file) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-        end = path.stat().st_size
-        limits = [info.header_offset for info in infos[1:]] + [end]
+        if not infos or len({info.filename.partition("/")[0] for info in infos}) > 1:
+            raise ValueError("it is not one folder of records, as torch.save writes it")
+        limits = [info.header_offset for info in infos[1:]] + [path.stat().st_size]
         records: dict[str, Record] = {}
         for info, limit in zip(infos, limits, strict=True):
             name = info.filename.partition("/")[2]
-            if name in records:
+            if name.lower() in records:
                 raise ValueError(f"the record {name[:200]!r} occurs twice")
-            records[name] = _record(file, info, limit)
+            records[name.lower()] = _record(file, info, limit)
     return records
 
 
@@ -65,22 +65,32 @@ def _record(file: BinaryIO, info: zipfile.ZipInfo, limit: int) -> Record:
     return Record(offset, info.file_size)
 
 
-def _directory_size(file: BinaryIO) -> int:
-    """Bytes of the table of contents as the end of the file states them."""
-    length = file.seek(0, 2)
-    start = max(0, length - _END.size - 2**16)
-    file.seek(start)
-    tail = file.read()
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0 or len(tail) < place + _END.size:
+def _check_end(file: BinaryIO) -> None:
+    """That the end of the file says in one way only where the table of contents is, and that it is not too large.
+
+    Readers of zip files differ in how they find it when bytes stand before, between or behind; torch.save leaves none.
+    """
+    end = file.seek(0, 2) - _END.size
+    signature, *disks, entries, size, offset, comment = _END.unpack(_at(file, end, _END.size))
+    if signature != b"PK\x05\x06" or comment:
         raise ValueError("it has no end, as after an interrupted download")
-    size = int(_END.unpack_from(tail, place)[5])
-    locator = start + place - _LOCATOR.size
-    if locator < 0:
-        return size
-    file.seek(locator)
-    signature, _, offset, _ = _LOCATOR.unpack(file.read(_LOCATOR.size))
-    if signature != b"PK\x06\x07" or offset + _END_64.size > length:
-        return size
-    file.seek(offset)
-    return int(_END_64.unpack(file.read(_END_64.size))[8])
+    locator = end - _LOCATOR.size
+    if locator >= 0 and _at(file, locator, 4) == b"PK\x06\x07":
+        place = locator - _END_64.size
+        _, _, told, _ = _LOCATOR.unpack(_at(file, locator, _LOCATOR.size))
+        signature, length, _, *disks, entries, size, offset = _END_64.unpack(_at(file, place, _END_64.size))
+        disks = disks[1:]  # after the version that is needed
+        if signature != b"PK\x06\x06" or told != place or length != _END_64.size - 12:
+            raise ValueError("its end contradicts itself")
+        end = place
+    if disks != [0, 0, entries] or offset + size != end:
+        raise ValueError("its table of contents is not where its end says")
+    if size > LARGEST_DIRECTORY or entries > MOST_RECORDS:
+        raise ValueError("its table of contents is larger than any model's")
+
+
+def _at(file: BinaryIO, place: int, size: int) -> bytes:
+    if place < 0:
+        raise ValueError("it has no end, as after an interrupted download")
+    file.seek(place)
+    return file.read(size)

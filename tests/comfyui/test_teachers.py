@@ -164,7 +164,7 @@ def test_a_u_net_alone_takes_the_clip_of_another_file(comfy: ComfyServer, folder
     assert "use CLIP Text Encode instead of Class Label" in comfy.run(made).message
     made["positive"] = made["negative"] = nothing
     assert "text encoder is not in its file" in comfy.run(made).message
-    made["positive"] = node("CLIPTextEncode", clip=[LOADER, 1], text="a tree")
+    made["positive"] = made["negative"] = node("CLIPTextEncode", clip=[LOADER, 1], text="a tree")
     assert "holds no text encoder; load one of width 64 with Load CLIP" in comfy.run(made).message
     made["other"] = node("SpectralDiffusionLoadCheckpoint", checkpoint="clip.safetensors")
     made["positive"] = node("CLIPTextEncode", clip=["other", 1], text="a tree")

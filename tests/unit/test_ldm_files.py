@@ -286,6 +286,30 @@ def test_velocity_is_seen_in_stable_diffusion_2_alone(name: str, spread: float, 
     assert said.config.schedule.prediction == "v"
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.uint16])
+@pytest.mark.parametrize("key", ["betas", "scale_factor", KEY])
+def test_numbers_of_strange_types_are_refused(key: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    state = Parts.make(UNCONDITIONAL, VQ, ConditioningConfig()).state() | ldm_files.buffers(scale=0.5)
+    state[key] = torch.ones_like(state[key]).to(dtype)
+    with pytest.raises(SpectralError, match=rf"{key}.*{str(dtype).removeprefix('torch.')}"):
+        checkpoint.load(ldm_files.write(tmp_path / "x.safetensors", state))
+
+
+def test_a_codebook_that_is_missing_is_named() -> None:
+    state = Parts.make(UNCONDITIONAL, VQ, ConditioningConfig()).state()
+    del state["first_stage_model.quantize.embedding.weight"]
+    with pytest.raises(SpectralError, match=r"quantize\.embedding\.weight is missing"):
+        ldm.read(Path("x.ckpt"), state, {}, ReadOptions())
+
+
+def test_long_names_and_shapes_make_no_long_sentences(tmp_path: Path) -> None:
+    state = Parts.make(UNCONDITIONAL, VQ, ConditioningConfig()).state()
+    for more in ({"model.diffusion_model." + "b" * 10**6: torch.ones(1)}, {KEY: torch.ones([1] * 60)}):
+        with pytest.raises(SpectralError) as caught:
+            checkpoint.load(ldm_files.write(tmp_path / "x.safetensors", state | more))
+        assert len(str(caught.value)) < 700
+
+
 OTHERS = {
     "conditioner.embedders.0.transformer.x": "Stable Diffusion XL",
     "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "Flux",

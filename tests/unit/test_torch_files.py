@@ -176,6 +176,23 @@ def with_pickle(folder: Path, pickled: bytes, *, compress: bool = False, name: s
 P = pickle
 #: Opcodes of a dictionary whose key is a tuple of tuples, 2^60 of them when hashed.
 TUPLE_BOMB = b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
+#: A tuple that holds itself twice, thirty times over: its text would have a gigabyte.
+DOUBLED = b")" + b"q\x00h\x00\x86" * 30
+#: Dictionaries of whole numbers whose hashes are all the same.
+COLLIDING = (
+    b"\x80\x02}("
+    + b"".join(b"\x8a\x0c" + ((2**61 - 1) * (index + 1)).to_bytes(12, "little") + b"N" for index in range(20_000))
+    + b"u."
+)
+STUBS = b"\x80\x02]" + b"".join(b"cpytorch_lightning.callbacks\nX%d\na" % index for index in range(5000)) + b"."
+
+
+def encode(text: bytes, encoding: bytes) -> bytes:
+    """A pickle that has a text encoded."""
+    words = [b"X" + len(word).to_bytes(4, "little") + word for word in (text, encoding)]
+    return b"\x80\x02c_codecs\nencode\n" + b"".join(words) + b"\x86R."
+
+
 PICKLES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "damaged"),
     "no-end": (b"\x80\x02}", "damaged"),
@@ -195,6 +212,15 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         "missing",
     ),
     "extension": (b"\x80\x02\x82\x01.", "refused|damaged"),
+    "endless-name": (b"\x80\x02" + DOUBLED + DOUBLED + b"\x93.", "names something in a way"),
+    "endless-record": (
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + DOUBLED + b"X\x03\x00\x00\x00cpuK\x01tQ.",
+        "no known place",
+    ),
+    "colliding-numbers": (COLLIDING, "keys that are no names"),
+    "many-callbacks": (STUBS, "more of Lightning's callbacks"),
+    "slow-encoding": (encode(b"a" * 100_000, b"punycode"), "encodes a text"),
+    "long-encoding": (encode(b"a" * 100_000, b"latin1"), "encodes a text"),
     "persistent-text": (b"\x80\x02Pfile\n.", "refused|damaged"),
 }
 
@@ -255,6 +281,41 @@ def test_a_record_twice_or_over_another(sound: Path, tmp_path: Path) -> None:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         archive.writestr(name, b"\x80\x02}.")
     assert "twice" in refused(sound)
+
+
+END = b"PK\x05\x06"
+
+
+def shifted(content: bytes) -> bytes:
+    """Two tables of contents: one where the end says, and one just before the end, which some readers take."""
+    place = content.rfind(END)
+    size, offset = (int.from_bytes(content[place + at : place + at + 4], "little") for at in (12, 16))
+    return content[: offset + size] + content[offset : offset + size] + content[place:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        shifted,
+        lambda content: b"PK\x03\x04" + bytes(60) + content,
+        lambda content: content + bytes(10),
+        lambda content: content[:-2] + b"\x05\x00hello",
+        lambda content: content[: content.rfind(END) + 4] + b"\x01\x00" + content[content.rfind(END) + 6 :],
+    ],
+    ids=["two-contents", "bytes-before", "bytes-behind", "comment", "other-disk"],
+)
+def test_archives_that_readers_could_read_in_two_ways(change: Any, tmp_path: Path) -> None:
+    path = with_pickle(tmp_path, b"\x80\x02}.")
+    path.write_bytes(change(path.read_bytes()))
+    assert "end" in refused(path)
+
+
+def test_a_second_folder_or_spelling_in_an_archive(tmp_path: Path) -> None:
+    for name, says in (("other/data.pkl", "one folder"), ("archive/DATA.PKL", "twice")):
+        path = with_pickle(tmp_path, b"\x80\x02}.", name=f"{says.split()[0]}.ckpt")
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, b"\x80\x02}.")
+        assert says in refused(path)
 
 
 def test_a_stretched_tensor_is_not_blown_up(state: dict[str, Tensor], tmp_path: Path) -> None:
