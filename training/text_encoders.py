@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..spectral.formats import text_keys
 from ..spectral.formats.source import CONDITIONER
 from ..spectral.formats.spectral_file import METADATA_KEY
 from ..spectral.formats.tensor_files import open_tensors
+from ..spectral.formats.zip_directory import ProgramError, read_directory
 from ..spectral.text import END
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -73,19 +75,16 @@ def _ours(path: Path) -> tuple[ConditioningConfig, dict[str, Tensor]]:
 
 def _refuse_programs(path: Path) -> None:
     """A TorchScript archive, as OpenAI publishes CLIP in, is a program; it is not run here."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # damaged, in whatever way; the reader says so
-        return
-    if any(name.endswith("/constants.pkl") for name in names):
+        read_directory(path)
+    except ProgramError as error:
         raise SpectralError(
             f"{path.name} is a TorchScript archive, a program and not weights alone; if you trust it, write its weights"
             f" with torch.save(torch.jit.load('{path.name}', 'cpu').state_dict(), '{path.stem}-weights.pt') and give "
             "that file."
-        )
+        ) from error
+    except (ValueError, OSError, struct.error, zipfile.BadZipFile):
+        pass  # no archive, or a damaged one: the reader says so
 
 
 def _without_wrapping(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

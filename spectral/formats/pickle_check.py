@@ -14,8 +14,8 @@ from typing import Any
 
 #: Bytes and operations of a checkpoint's pickle. Stable Diffusion with its averages has 0.5 and 0.1 million.
 LARGEST_PICKLE, MOST_OPERATIONS = 4 * 2**20, 250_000
-#: Names of Lightning's and numpy's; a file has three or four.
-MOST_INERT = 64
+#: How often names of Lightning's and numpy's may stand in a pickle; a file has them a few times.
+MOST_INERT = 200
 
 #: Bytes of one element of each storage.
 STORAGES = {
@@ -113,6 +113,7 @@ class _Walk:
         self.memo: dict[int, Any] = {}
         self.storages: list[Storage] = []
         self.inert: set[str] = set()
+        self.inert_uses = 0
 
     def over(self, operations: Iterable[Any]) -> tuple[list[Storage], set[str]]:
         newer = None
@@ -196,13 +197,17 @@ class _Walk:
     def _named(self, name: str) -> Global:
         if is_inert(name):
             self.inert.add(name)
-            if len(self.inert) > MOST_INERT:
-                raise RefusedPickleError("it names more of Lightning's callbacks than any checkpoint")
+            self._count_inert()
         elif name not in CALLS and name not in STORAGES:
             module, _, rest = name.partition(".")
             said = f"{_PYTHON_2.get(module, module)}.{rest}"[:200]
             raise RefusedPickleError(f"it names {said}, which is not needed to hold weights and could run code")
         return Global(name)
+
+    def _count_inert(self) -> None:
+        self.inert_uses += 1
+        if self.inert_uses > MOST_INERT:
+            raise RefusedPickleError("it names or makes more of Lightning's callbacks than any checkpoint")
 
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global) or not (function.name in CALLS or is_inert(function.name)):
@@ -212,11 +217,14 @@ class _Walk:
             raise RefusedPickleError("it fills an OrderedDict in a way that torch.save never does")
         if function.name == ENCODE and not _is_short_text(arguments):
             raise RefusedPickleError("it encodes a text in a way that torch.save never does")
+        if is_inert(function.name):
+            self._count_inert()
         return _OBJECT
 
     def _made(self, kind: Any, _arguments: Any) -> Any:
         if not isinstance(kind, Global) or not is_inert(kind.name):
             raise RefusedPickleError("it makes an object that is not needed to hold weights")
+        self._count_inert()
         return _OBJECT
 
     def _check_keys(self, items: list[Any]) -> None:

@@ -63,8 +63,8 @@ def _checked(
     for key, tensor in tensors.items():
         if len(key) > LONGEST_NAME or tensor.dim() > MOST_AXES:
             raise SpectralError(
-                f"{name}: the tensor {key[:80]!r} has a name of {len(key)} characters and {tensor.dim()} axes; expected "
-                f"{LONGEST_NAME} and {MOST_AXES} at most, get another file."
+                f"{name}: tensor {key[:80]!r} has a name of {len(key)} characters and {tensor.dim()} axes; expected at "
+                f"most {LONGEST_NAME} and {MOST_AXES}, get another file."
             )
         if tensor.dtype not in DTYPES:
             raise SpectralError(

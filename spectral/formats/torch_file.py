@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import SpectralError
 from . import pickle_check
 from .pickle_check import RefusedPickleError
-from .zip_directory import Record, read_directory
+from .zip_directory import ProgramError, Record, read_directory
 
 _PICKLE = "data.pkl"
 
@@ -37,7 +37,7 @@ def open_archive(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with _stubs(inert):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return _tensors(content, path.stat().st_size), {}
-    except RefusedPickleError as error:
+    except (RefusedPickleError, ProgramError) as error:
         raise SpectralError(
             f"{path.name} is refused: {error}; get the model as .safetensors, or from a source that you trust."
         ) from error
@@ -52,8 +52,6 @@ def open_archive(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _check(path: Path, records: dict[str, Record]) -> set[str]:
     """That the archive holds weights and nothing else; returns the names that empty classes are to stand for."""
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        raise RefusedPickleError("it is a TorchScript program, not a file of weights")
     pickle = records.get(_PICKLE)
     if pickle is None:
         raise ValueError(f"it is a zip archive without {_PICKLE}")

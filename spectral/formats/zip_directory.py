@@ -25,10 +25,15 @@ class Record:
     size: int
 
 
+class ProgramError(ValueError):
+    """The archive is a TorchScript program."""
+
+
 def read_directory(path: Path) -> dict[str, Record]:
     """The records by name, without the archive's own folder name in front.
 
     Raises:
+        ProgramError: it is a program, not a file of weights.
         ValueError, zipfile.BadZipFile, struct.error: the archive is damaged, packed, or contradicts itself.
     """
     with open(path, "rb") as file:
@@ -37,6 +42,8 @@ def read_directory(path: Path) -> dict[str, Record]:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         if not infos or len({info.filename.partition("/")[0] for info in infos}) > 1:
             raise ValueError("it is not one folder of records, as torch.save writes it")
+        if any(info.filename.partition("/")[2] == "constants.pkl" for info in infos):
+            raise ProgramError("it is a TorchScript program, not a file of weights")
         limits = [info.header_offset for info in infos[1:]] + [path.stat().st_size]
         records: dict[str, Record] = {}
         for info, limit in zip(infos, limits, strict=True):

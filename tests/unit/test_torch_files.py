@@ -219,6 +219,10 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     ),
     "colliding-numbers": (COLLIDING, "keys that are no names"),
     "many-callbacks": (STUBS, "more of Lightning's callbacks"),
+    "many-calls": (
+        b"\x80\x02]cpytorch_lightning.callbacks\nX\nq\x000" + b"h\x00)Ra" * 3000 + b".",
+        "refused|damaged",
+    ),
     "slow-encoding": (encode(b"a" * 100_000, b"punycode"), "encodes a text"),
     "long-encoding": (encode(b"a" * 100_000, b"latin1"), "encodes a text"),
     "persistent-text": (b"\x80\x02Pfile\n.", "refused|damaged"),
