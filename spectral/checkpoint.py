@@ -303,6 +303,10 @@ def convert(
     if path.exists():
         raise SpectralError(f"{path} exists already; choose a new name, or move it away.")
     verify(file)
+    if dtype is not None:
+        for name, tensor in file.tensors.items():
+            memory.check_fits(tensor, dtype, f"{file.path.name}: {name}")
+            memory.release(tensor)
     if layout == "diffusers":
         diffusers_folder.write(path, file.config, file.tensors, dtype)
     elif layout == "ldm":

@@ -18,4 +18,9 @@ class SpectralError(ValueError):
     def __init__(self, sentence: str) -> None:
         if len(sentence) > LONGEST:
             sentence = f"{sentence[: LONGEST * 3 // 4]} … {sentence[-LONGEST // 4 :]}"
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence))
+        super().__init__(printable(sentence))
+
+
+def printable(text: str) -> str:
+    """The text on one line: what a terminal would not show, or would obey, as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

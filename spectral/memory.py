@@ -29,6 +29,16 @@ def check_finite(tensor: Tensor, name: str) -> None:
         raise SpectralError(f"{name} holds numbers that are not finite (NaN or infinity); get the file again.")
 
 
+def check_fits(tensor: Tensor, dtype: torch.dtype, name: str) -> None:
+    """That no number of a finite tensor is too large for a floating type.
+
+    Raises:
+        SpectralError: names the tensor.
+    """
+    if tensor.numel() and max(map(abs, map(float, torch.aminmax(tensor.detach())))) > torch.finfo(dtype).max:
+        raise SpectralError(f"{name} holds numbers that are too large for {dtype}; choose bfloat16 or float32.")
+
+
 def release(tensor: Tensor) -> None:
     """Let the memory of a tensor that is mapped from a file go; what is not mapped stays as it is.
 

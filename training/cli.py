@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..spectral.errors import SpectralError
+from ..spectral.errors import SpectralError, printable
 from ..spectral.formats.source import ReadOptions
 
 T = TypeVar("T")
@@ -182,4 +182,4 @@ def report(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result, allow_nan=False))
         return
     for key, value in result.items():
-        print(f"{key:16} {value}")
+        print(printable(f"{key:16} {value}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> So
             f"{path.name}: its {METADATA_KEY!r} metadata is larger or deeper than any model's; export it again."
         )
     try:
-        data: Any = json.loads(description)
+        data: Any = json.loads(description, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise SpectralError(
             f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
@@ -90,6 +91,14 @@ def modelspec(path: Path, config: ModelConfig, title: str | None, license: str |
         side = config.unet.image_size * config.first_stage.downscale if config.unet else config.first_stage.resolution
         spec["resolution"] = f"{side}x{side}"
     return {f"modelspec.{key}": value for key, value in spec.items()}
+
+
+def _finite(digits: str) -> float:
+    """A number of a JSON text; Python's reader would take NaN, Infinity and 1e999 as well."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is no number")
+    return number
 
 
 def _depth(text: str) -> int:

@@ -118,6 +118,26 @@ def test_what_exists_is_never_written_over(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == "mine"
 
 
+def test_numbers_that_half_precision_cannot_hold_are_a_sentence(tmp_path: Path) -> None:
+    parts = ldm_files.Parts.make(UNCONDITIONAL, VQ, ConditioningConfig())
+    state = parts.state()
+    state["model.diffusion_model.out.2.bias"][0] = 1e6
+    file = checkpoint.read(ldm_files.write(tmp_path / "large.ckpt", state))
+    with pytest.raises(SpectralError, match=r"out\.2\.bias holds numbers that are too large for torch\.float16"):
+        checkpoint.convert(file, tmp_path / "half.safetensors", dtype=torch.float16)
+    assert not (tmp_path / "half.safetensors").exists()
+    checkpoint.convert(file, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+
+
+def test_what_a_file_calls_itself_cannot_write_over_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ModelConfig("teacher", UNCONDITIONAL, VQ, preset="\x1b[31m\nevil")
+    assert cli.main(["inspect", str(tiny.write(tmp_path / "x.safetensors", config))]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\\x1b[31m\\nevil" in said
+
+
 def test_heads_that_no_table_knows_are_called_lost(tmp_path: Path) -> None:
     unet: UNetConfig = replace(CONDITIONED, num_heads=4)
     file = checkpoint.read(tiny.write(tmp_path / "source.safetensors", ModelConfig("teacher", unet, KL, CLASSES)))

@@ -119,6 +119,8 @@ DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "not-json": (metadata("{version"), "not valid JSON"),
     "nested-without-end": (metadata("[" * 100_000), "deeper than any"),
+    "no-number": (metadata('{"scale_factor": NaN}'), "not valid JSON"),
+    "infinite": (metadata('{"scale_factor": 1e999}'), "not valid JSON"),
     "not-an-object": (metadata("[1, 2]"), "should be a JSON object"),
     "newer-version": (described(lambda d: d.update(version=2)), "format version 2, newer than this reader's 1"),
     "newer-version-with-unknown-keys": (described(lambda d: d.update(version=7, stages=3)), "format version 7, newer"),
