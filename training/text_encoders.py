@@ -75,6 +75,8 @@ def _ours(path: Path) -> tuple[ConditioningConfig, dict[str, Tensor]]:
 
 def _refuse_programs(path: Path) -> None:
     """A TorchScript archive, as OpenAI publishes CLIP in, is a program; it is not run here."""
+    if not path.is_file():  # a pipe would never end; the reader says what it is
+        return
     try:
         read_directory(path)
     except ProgramError as error:

@@ -33,7 +33,7 @@ def unet(tensors: Mapping[str, Tensor], where: str) -> UNetConfig:
     width, in_channels, *_ = shape(tensors, "input_blocks.0.0.weight", 4, where)
     outputs = count(tensors, "output_blocks.{}.0.in_layers.0.weight")
     blocks, inside = _resampled(tensors, outputs)
-    levels, rest = divmod(outputs, blocks + 1)
+    levels, rest = divmod(outputs, blocks + 1) if blocks > 0 else (0, 0)
     if blocks < 1 or levels < 1 or rest:
         raise SpectralError(
             f"{where}: its {outputs} output blocks do not divide into levels of equally many; expected LDM's U-Net."

@@ -42,6 +42,9 @@ def read_directory(path: Path) -> dict[str, Record]:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         if not infos or len({info.filename.partition("/")[0] for info in infos}) > 1:
             raise ValueError("it is not one folder of records, as torch.save writes it")
+        # Python 3.12 takes a record's name from an extra field where there is one, torch's reader does not.
+        if any(info.filename != info.orig_filename for info in infos):
+            raise ValueError("one of its records has two names")
         if any(info.filename.partition("/")[2] == "constants.pkl" for info in infos):
             raise ProgramError("it is a TorchScript program, not a file of weights")
         limits = [info.header_offset for info in infos[1:]] + [path.stat().st_size]
