@@ -102,7 +102,10 @@ def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
     """
     for prefix, whole in (("", UNET), ("diffusion_model.", UNET), ("model.", UNET)):
         if prefix + "input_blocks.0.0.weight" in tensors:
-            tensors = {whole + key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+            tensors = {
+                key if key in _BUFFERS or key.startswith(AVERAGE) else whole + key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+            }
     if "encoder.conv_in.weight" in tensors:
         tensors = {FIRST_STAGE + key: tensor for key, tensor in tensors.items()}
     parts: dict[str, dict[str, Tensor]] = {UNET: {}, FIRST_STAGE: {}, CONDITIONER: {}}

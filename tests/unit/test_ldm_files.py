@@ -227,6 +227,16 @@ def test_averages_are_used_unless_they_are_turned_off(averaged: dict[str, Tensor
     assert torch.equal(checkpoint.read(path, ReadOptions(ema=False)).tensors[KEY], averaged[KEY])
 
 
+@pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+def test_averages_and_buffers_beside_a_bare_unet(prefix: str, tmp_path: Path) -> None:
+    unet = Parts.make(UNCONDITIONAL, VQ, ConditioningConfig()).unet
+    state = {prefix + key: value for key, value in unet.state_dict().items()}
+    path = ldm_files.write(tmp_path / "unet.ckpt", state | ldm_files.averages(unet) | ldm_files.buffers(0.001, 0.02))
+    file = checkpoint.read(path)
+    assert torch.equal(file.tensors[KEY], unet.state_dict()[KEY.removeprefix("model.diffusion_model.")] * 0.5)
+    assert file.config.schedule == ScheduleConfig(0.001, 0.02)
+
+
 def test_a_missing_average_and_one_of_nothing_are_named(averaged: dict[str, Tensor], tmp_path: Path) -> None:
     fewer = {key: value for key, value in averaged.items() if key != AVERAGE}
     with pytest.raises(SpectralError, match=rf"not {AVERAGE} .*turn ema off"):
