@@ -14,10 +14,8 @@ from .. import presets
 from ..config import FirstStageConfig, UNetConfig
 from ..errors import SpectralError
 from ..presets import Preset
+from .evidence import Evidence, most_common
 from .source import ReadOptions
-
-#: Reading a name with more than this many blocks or levels means that the file lies.
-_MOST = 256
 
 
 def unet(tensors: Mapping[str, Tensor], where: str) -> UNetConfig:
@@ -28,64 +26,84 @@ def unet(tensors: Mapping[str, Tensor], where: str) -> UNetConfig:
         where: how to call the file in an error.
 
     Raises:
-        SpectralError: a tensor that every such network has is missing or has the wrong number of axes.
+        SpectralError: tensors that every such network has are missing, are empty, or make no such network together.
     """
-    width, in_channels, *_ = shape(tensors, "input_blocks.0.0.weight", 4, where)
-    outputs = count(tensors, "output_blocks.{}.0.in_layers.0.weight")
-    blocks, inside = _resampled(tensors, outputs)
+    seen = Evidence(tensors, where)
+    seen.refuse_empty()
+    width = seen.agreed(("input_blocks.0.0.weight", 0), ("time_embed.0.weight", 1), ("out.0.weight", 0))
+    in_channels = seen.agreed(("input_blocks.0.0.weight", 1), ("out.2.weight", 0), ("out.2.bias", 0))
+    outputs = seen.count("output_blocks.{}.")
+    blocks, inside = _resampled(seen, outputs)
     levels, rest = divmod(outputs, blocks + 1) if blocks > 0 else (0, 0)
     if blocks < 1 or levels < 1 or rest:
         raise SpectralError(
-            f"{where}: its {outputs} output blocks do not divide into levels of equally many; expected LDM's U-Net."
+            f"{where}output_blocks are {outputs}, which do not divide into levels of equally many; expected LDM's "
+            "U-Net."
         )
     firsts = [1 + level * (blocks + 1) for level in range(levels)]
-    widths = [shape(tensors, f"input_blocks.{first}.0.out_layers.3.weight", 4, where)[0] for first in firsts]
-    if width < 1 or any(wide % width for wide in widths):
-        raise SpectralError(
-            f"{where}: its levels have {widths} channels, not multiples of {width}; expected LDM's U-Net."
-        )
-    attending = [level for level, first in enumerate(firsts) if f"input_blocks.{first}.1.norm.weight" in tensors]
-    embedded = shape(tensors, "input_blocks.1.0.emb_layers.1.weight", 2, where)[0]
+    widths = [_width(seen, f"input_blocks.{first}.0.") for first in firsts]
+    for first, wide in zip(firsts, widths, strict=True):
+        if wide % width:
+            raise SpectralError(
+                f"{where}input_blocks.{first}.0.out_layers.3.weight makes {wide} channels, no multiple of {width}; "
+                "expected LDM's U-Net."
+            )
+    attending = [level for level, first in enumerate(firsts) if seen.has(f"input_blocks.{first}.1.")]
     config = UNetConfig(
         in_channels,
-        shape(tensors, "out.2.weight", 4, where)[0],
+        seen.agreed(("out.2.weight", 0), ("out.2.bias", 0), ("input_blocks.0.0.weight", 1)),
         width,
         tuple(2**level for level in reversed(attending)),
         num_res_blocks=blocks,
         channel_mult=tuple(wide // width for wide in widths),
-        use_scale_shift_norm=embedded == 2 * widths[0],
+        use_scale_shift_norm=_embedded(seen, outputs) == 2 * widths[0],
         resblock_updown=inside,
     )
-    return _with_transformer(config, tensors, where)
+    return _with_transformer(config, seen)
 
 
-def _resampled(tensors: Mapping[str, Tensor], outputs: int) -> tuple[int, bool]:
+def _width(seen: Evidence, block: str) -> int:
+    """Channels that a residual block makes."""
+    norm, convolution = block + "out_layers.0.", block + "out_layers.3."
+    return seen.agreed((convolution + "weight", 0), (convolution + "bias", 0), (norm + "weight", 0))
+
+
+def _embedded(seen: Evidence, outputs: int) -> int:
+    """Channels that the time embedding becomes in the blocks of the first level, one of which is the last output."""
+    first, last = "input_blocks.1.0.emb_layers.1.", f"output_blocks.{outputs - 1}.0.emb_layers.1."
+    return seen.agreed((first + "weight", 0), (first + "bias", 0), (last + "weight", 0))
+
+
+def _resampled(seen: Evidence, outputs: int) -> tuple[int, bool]:
     """Residual blocks a level going down, and whether the resamplers lie inside residual blocks.
 
     A level's last output block ends with the up-sampler: a convolution, or one more residual block.
     """
     for index in range(outputs):
         for place in (1, 2):
-            if f"output_blocks.{index}.{place}.conv.weight" in tensors:
+            if seen.has(f"output_blocks.{index}.{place}.conv.", at_least=1):
                 return index, False
-            if f"output_blocks.{index}.{place}.in_layers.0.weight" in tensors:
+            if seen.has(f"output_blocks.{index}.{place}.in_layers."):
                 return index, True
     return outputs - 1, False
 
 
-def _with_transformer(config: UNetConfig, tensors: Mapping[str, Tensor], where: str) -> UNetConfig:
-    """The kind of attention, as the middle block has it."""
+def _with_transformer(config: UNetConfig, seen: Evidence) -> UNetConfig:
+    """The kind of attention, as the middle block and others have it."""
     attention = "middle_block.1."
-    if attention + "proj_in.weight" not in tensors:
+    if not seen.has(attention + "transformer_blocks."):
         return config
-    linear = tensors[attention + "proj_in.weight"].dim() == 2
-    context = shape(tensors, attention + "transformer_blocks.0.attn2.to_k.weight", 2, where)[1]
+    axes = most_common((seen.tensors[name].dim() for name in seen.ending(".proj_in.weight")), default=4)
+    contexts = (seen.tensors[name] for name in seen.ending(".attn2.to_k.weight", ".attn2.to_v.weight"))
+    context = most_common((weight.shape[1] for weight in contexts if weight.dim() == 2), default=0)
+    if context < 1:
+        raise seen.missing(attention + "transformer_blocks.0.attn2.to_k.weight")
     return replace(
         config,
         use_spatial_transformer=True,
-        transformer_depth=count(tensors, attention + "transformer_blocks.{}.norm1.weight"),
+        transformer_depth=seen.count(attention + "transformer_blocks.{}."),
         context_dim=context,
-        use_linear_in_transformer=linear,
+        use_linear_in_transformer=axes == 2,
     )
 
 
@@ -149,52 +167,60 @@ def first_stage(tensors: Mapping[str, Tensor], where: str) -> FirstStageConfig:
         tensors: by LDM's names, without any prefix.
 
     Raises:
-        SpectralError: a tensor that every first stage has is missing or has the wrong number of axes.
+        SpectralError: tensors that every first stage has are missing, are empty, or make no first stage together.
     """
-    ch, in_channels, *_ = shape(tensors, "encoder.conv_in.weight", 4, where)
-    levels = count(tensors, "encoder.down.{}.block.0.norm1.weight")
-    widths = [shape(tensors, f"encoder.down.{level}.block.0.conv2.weight", 4, where)[0] for level in range(levels)]
-    if ch < 1 or not widths or any(wide % ch for wide in widths):
-        raise SpectralError(
-            f"{where}: the levels of its encoder have {widths} channels, not multiples of {ch}; expected LDM's first "
-            "stage."
-        )
-    codebook = tensors.get("quantize.embedding.weight")
-    double = 1 if codebook is not None else 2
-    embed_dim = shape(tensors, "post_quant_conv.weight", 4, where)[1]
-    if codebook is None and shape(tensors, "quant_conv.weight", 4, where)[0] == embed_dim:
-        raise SpectralError(f"{where}quantize.embedding.weight is missing from the checkpoint; it is incomplete.")
+    seen = Evidence(tensors, where)
+    seen.refuse_empty()
+    ch = seen.agreed(
+        ("encoder.conv_in.weight", 0), ("encoder.conv_in.bias", 0), ("encoder.down.0.block.0.norm1.weight", 0)
+    )
+    levels = seen.count("encoder.down.{}.")
+    widths = [_made(seen, f"encoder.down.{level}.block.0.") for level in range(levels)]
+    for level, wide in enumerate(widths):
+        if wide % ch:
+            raise SpectralError(
+                f"{where}encoder.down.{level}.block.0.conv2.weight makes {wide} channels, no multiple of {ch}; "
+                "expected LDM's first stage."
+            )
+    if not widths:
+        raise seen.missing("encoder.down.0.block.0.norm1.weight")
     resolution = 256
-    attending = [resolution // 2**i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in tensors]
+    attending = [resolution // 2**level for level in range(levels) if seen.has(f"encoder.down.{level}.attn.0.")]
+    embed_dim, codebook = _latent(seen)
     return FirstStageConfig(
         "kl" if codebook is None else "vq",
         embed_dim=embed_dim,
-        z_channels=shape(tensors, "encoder.conv_out.weight", 4, where)[0] // double,
+        z_channels=seen.agreed(
+            ("post_quant_conv.weight", 0), ("post_quant_conv.bias", 0), ("decoder.conv_in.weight", 1)
+        ),
         ch=ch,
         ch_mult=tuple(wide // ch for wide in widths),
-        num_res_blocks=count(tensors, "encoder.down.0.block.{}.norm1.weight"),
+        num_res_blocks=seen.count("encoder.down.0.block.{}."),
         attn_resolutions=tuple(attending),
         resolution=resolution,
-        in_channels=in_channels,
-        out_ch=shape(tensors, "decoder.conv_out.weight", 4, where)[0],
-        n_embed=None if codebook is None else shape(tensors, "quantize.embedding.weight", 2, where)[0],
+        in_channels=seen.agreed(("encoder.conv_in.weight", 1), ("decoder.conv_out.weight", 0)),
+        out_ch=seen.agreed(("decoder.conv_out.weight", 0), ("decoder.conv_out.bias", 0), ("encoder.conv_in.weight", 1)),
+        n_embed=codebook,
     )
 
 
-def shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> tuple[int, ...]:
-    """The shape of a tensor that must be there, with so many axes.
+def _made(seen: Evidence, block: str) -> int:
+    """Channels that a residual block of a first stage makes."""
+    return seen.agreed((block + "conv2.weight", 0), (block + "conv1.weight", 0), (block + "norm2.weight", 0))
+
+
+def _latent(seen: Evidence) -> tuple[int, int | None]:
+    """Channels of the latent, and entries of the codebook that a VQ first stage has.
 
     Raises:
-        SpectralError: it is missing, or has another number of axes.
+        SpectralError: the tensors between encoder and decoder are those of neither kind.
     """
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise SpectralError(f"{where}{name} is missing from the checkpoint; it is incomplete or of another kind.")
-    if tensor.dim() != axes:
-        raise SpectralError(f"{where}{name} has shape {list(tensor.shape)}; expected {axes} axes.")
-    return tuple(tensor.shape)
-
-
-def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many tensors of a numbered row there are."""
-    return next(index for index in range(_MOST + 1) if index == _MOST or pattern.format(index) not in tensors)
+    codebook = "quantize.embedding.weight"
+    if codebook in seen.tensors:
+        n_embed = seen.agreed((codebook, 0))
+        return seen.agreed(("post_quant_conv.weight", 1), ("quant_conv.weight", 0), (codebook, 1)), n_embed
+    embed_dim = seen.agreed(("post_quant_conv.weight", 1))
+    moments = seen.agreed(("quant_conv.weight", 0), ("quant_conv.bias", 0))
+    if moments == embed_dim:
+        raise seen.missing(codebook)
+    return embed_dim, None

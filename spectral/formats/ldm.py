@@ -14,6 +14,8 @@ from .. import presets
 from ..config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
 from ..errors import SpectralError
 from ..presets import Preset
+from ..unet import UNet
+from ..unet import check as check_unet
 from . import inference, text_keys
 from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 
@@ -81,7 +83,7 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     unet, notes = inference.completed(found, known, stage, options)
     averaged = options.ema and any(key.startswith(AVERAGE) and key not in _BUFFERS for key in tensors)
     if averaged:
-        parts[UNET] = _averaged(path.name, parts[UNET], tensors)
+        parts[UNET] = _averaged(path.name, unet, parts[UNET], tensors)
     conditioning, parts[CONDITIONER], more = _conditioning(parts[CONDITIONER], unet, where + CONDITIONER)
     notes += more
     schedule, more = _schedule(where, tensors, metadata, parts[UNET], unet, known, options)
@@ -100,13 +102,13 @@ def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
     Raises:
         SpectralError: there is neither a U-Net nor a first stage, or a tensor that belongs to no part.
     """
-    for prefix, whole in (("", UNET), ("diffusion_model.", UNET), ("model.", UNET)):
-        if prefix + "input_blocks.0.0.weight" in tensors:
+    for prefix in ("", "diffusion_model.", "model."):
+        if any(key.startswith((prefix + "input_blocks.", prefix + "output_blocks.")) for key in tensors):
             tensors = {
-                key if key in _BUFFERS or key.startswith(AVERAGE) else whole + key.removeprefix(prefix): tensor
+                key if key in _BUFFERS or key.startswith(AVERAGE) else UNET + key.removeprefix(prefix): tensor
                 for key, tensor in tensors.items()
             }
-    if "encoder.conv_in.weight" in tensors:
+    if any(key.startswith(("encoder.conv_", "encoder.down.")) for key in tensors):
         tensors = {FIRST_STAGE + key: tensor for key, tensor in tensors.items()}
     parts: dict[str, dict[str, Tensor]] = {UNET: {}, FIRST_STAGE: {}, CONDITIONER: {}}
     for key, tensor in tensors.items():
@@ -116,7 +118,8 @@ def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
         if part is None:
             raise SpectralError(_unknown(name, key, tensors))
         parts[part][key[len(part) :]] = tensor
-    if "input_blocks.0.0.weight" not in parts[UNET] and "encoder.conv_in.weight" not in parts[FIRST_STAGE]:
+    blocks = any(key.startswith(("input_blocks.", "output_blocks.")) for key in parts[UNET])
+    if not blocks and (parts[UNET] or not parts[FIRST_STAGE]):
         raise SpectralError(_unknown(name, next(iter(tensors), "nothing"), tensors))
     return parts
 
@@ -144,20 +147,35 @@ def _autoencoder(
     return Source(path, config, {FIRST_STAGE + key: t for key, t in parts[FIRST_STAGE].items()}, dict(metadata))
 
 
-def _averaged(name: str, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _averaged(
+    name: str, unet: UNetConfig, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The averages of the U-Net's weights, of which the file keeps some at least.
 
     Raises:
-        SpectralError: some averages are there and others are missing, or belong to no weight.
+        SpectralError: some averages are there and others are missing, have another shape, or belong to no weight.
     """
     found = {key for key in tensors if key.startswith(AVERAGE) and key not in _BUFFERS}
     names = {key: AVERAGE + ("diffusion_model." + key).replace(".", "") for key in weights}
     for key, average in names.items():
         if average not in found:
             raise SpectralError(f"{name} has averaged weights but not {average} (of {UNET}{key}); turn ema off.")
+        if tensors[average].shape != weights[key].shape:
+            shapes = f"{list(tensors[average].shape)}, {UNET}{key} has {list(weights[key].shape)}"
+            raise SpectralError(f"{name}: the average {average} has shape {shapes}; turn ema off.")
     for average in sorted(found.difference(names.values())):
+        missing = next((key for key in _names(unet) if key not in weights), None)
+        if missing is not None:
+            raise SpectralError(f"{name}: {UNET}{missing} is missing from the checkpoint; it is incomplete.")
         raise SpectralError(f"{name}: {average} is the average of no weight in the file; turn ema off.")
     return {key: tensors[average] for key, average in names.items()}
+
+
+def _names(unet: UNetConfig) -> list[str]:
+    """What the tensors of such a U-Net are called."""
+    check_unet(unet)
+    with torch.device("meta"):
+        return list(UNet(unet).state_dict())
 
 
 def _conditioning(
@@ -171,10 +189,7 @@ def _conditioning(
         note = "The file holds no conditioner; a text model needs its text encoder from another file."
         return ConditioningConfig("external", width=unet.context_dim), {}, [note]
     if "embedding.weight" in tensors:
-        rows, width = inference.shape(tensors, "embedding.weight", 2, where)
-        null = rows != 1000
-        assumed = [] if rows in (1000, 1001) else ["The last class is taken for the null class."]
-        return ConditioningConfig("class", width=width, n_classes=rows, null_class=null), tensors, assumed
+        return _classes(tensors, unet, where)
     for mark, convert in _TOWERS.items():
         if any(key.startswith(mark) for key in tensors):
             conditioning, converted = convert(tensors, where)
@@ -183,6 +198,21 @@ def _conditioning(
         f"{where}{next(iter(tensors))[:200]} belongs to no known conditioner; expected classes, CLIP, OpenCLIP or "
         "LDM's text encoder."
     )
+
+
+def _classes(
+    tensors: dict[str, Tensor], unet: UNetConfig, where: str
+) -> tuple[ConditioningConfig, dict[str, Tensor], list[str]]:
+    """One vector a class; published models have 1000, and a null class beside them or none."""
+    table = tensors["embedding.weight"]
+    if table.dim() != 2 or not table.shape[0] or table.shape[1] != unet.context_dim:
+        raise SpectralError(
+            f"{where}embedding.weight has shape {list(table.shape)}; expected one row of {unet.context_dim} a class."
+        )
+    rows = table.shape[0]
+    notes = [] if rows in (1000, 1001) else ["The last class is taken for the null class."]
+    config = ConditioningConfig("class", width=table.shape[1], n_classes=rows, null_class=rows != 1000)
+    return config, tensors, notes
 
 
 def _clip(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConfig, dict[str, Tensor]]:
