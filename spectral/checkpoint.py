@@ -77,20 +77,23 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read(path: str | os.PathLike[str], options: ReadOptions = AS_THE_FILE_SAYS) -> CheckpointFile:
+def read(
+    path: str | os.PathLike[str], options: ReadOptions = AS_THE_FILE_SAYS, beside: ModelConfig | None = None
+) -> CheckpointFile:
     """Open a checkpoint without building anything or reading its numbers.
 
     Args:
         path: a file of this project, of latent-diffusion or Stable Diffusion (.safetensors, .ckpt), or a diffusers
             folder; recognised by what is in it.
         options: what to assume where the file is silent.
+        beside: of another file, whose first stage this one's U-Net is to run with.
 
     Raises:
-        SpectralError: it is missing, damaged, of another kind, from a newer version, would run something; or it
-            describes what cannot be built.
+        SpectralError: it is missing, damaged, of another kind, from a newer version, would run something; it describes
+            what cannot be built; or an option contradicts what the file says of itself.
     """
     path = Path(path)
-    source = _read(path, options)
+    source = _read(path, options, beside)
     check(source.config, path.name)
     for name, tensor in source.tensors.items():
         if not name.startswith((UNET, FIRST_STAGE, CONDITIONER)):
@@ -104,14 +107,14 @@ def read(path: str | os.PathLike[str], options: ReadOptions = AS_THE_FILE_SAYS) 
     return CheckpointFile(path, source.config, source.tensors, source.metadata, source.notes, source.averaged)
 
 
-def _read(path: Path, options: ReadOptions) -> Source:
+def _read(path: Path, options: ReadOptions, beside: ModelConfig | None) -> Source:
     """By the reader of the format that `path` is in."""
     if diffusers_folder.is_folder(path):
-        return diffusers_folder.read(path, options)
+        return diffusers_folder.read(path, options, beside)
     tensors, metadata = open_tensors(path)
     if spectral_file.METADATA_KEY in metadata:
-        return spectral_file.read(path, tensors, metadata)
-    return ldm.read(path, tensors, metadata, options)
+        return spectral_file.read(path, tensors, metadata, options)
+    return ldm.read(path, tensors, metadata, options, beside)
 
 
 def load(
@@ -315,7 +318,10 @@ def convert(
         licensed = file.metadata.get("modelspec.license")
         title = file.metadata.get("modelspec.title")
         spectral_file.write(path, file.config, stored(file.tensors, dtype), title=title, license=licensed)
-    return _lost(file.config, read(path).config)
+    lost = _lost(file.config, read(path).config)
+    if layout == "diffusers" and file.config.conditioning.kind == "text":
+        lost.append("The folder holds no tokenizer; a pipeline of diffusers takes the one of the original model.")
+    return lost
 
 
 def _lost(before: ModelConfig, after: ModelConfig) -> list[str]:
@@ -325,10 +331,19 @@ def _lost(before: ModelConfig, after: ModelConfig) -> list[str]:
     for part in ("unet", "first_stage", "conditioning", "schedule"):
         for key, value in (kept[part] or {}).items():
             found = (seen[part] or {}).get(key)
-            if found != value:
-                sentences.append(f"{part}.{key} is {value}, but the new file will be read as {found}.")
-    if before.scale_factor != after.scale_factor:
+            if key == "attention_resolutions":  # in no order
+                value, found = sorted(value), sorted(found or ())
+            if found != value and not (key in _HEADS and value == -1):  # the other of the two is set
+                said = f"{part}.{key} is {value}, but the new file will be read as {found}"
+                sentences.append(f"{said}; open it with {_OPTIONS[key]} {value}." if key in _OPTIONS else f"{said}.")
+    if not math.isclose(before.scale_factor, after.scale_factor, rel_tol=1e-6):
         sentences.append(
-            f"scale_factor is {before.scale_factor}, but the new file will be read as {after.scale_factor}."
+            f"scale_factor is {before.scale_factor:.7g}, but the new file will be read as {after.scale_factor:.7g}; "
+            f"open it with --scale-factor {before.scale_factor:.7g}."
         )
     return sentences
+
+
+_HEADS = ("num_heads", "num_head_channels")
+#: What tells a reader of a file the settings that it does not say itself.
+_OPTIONS = {"num_heads": "--heads", "num_head_channels": "--head-channels", "image_size": "--image-size"}

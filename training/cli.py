@@ -113,6 +113,19 @@ def add_read_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale-factor", type=float, help="latents of the U-Net are first-stage latents times this")
 
 
+def add_part_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that take what a checkpoint lacks from other files."""
+    group = parser.add_argument_group("parts that the checkpoint lacks")
+    group.add_argument("--first-stage", type=Path, help="a file or folder with the first stage (VAE)")
+    group.add_argument("--text-encoder", type=Path, help="a file or folder with the text encoder")
+
+
+def say_assumed(notes: Sequence[str]) -> None:
+    """Tell, beside a command's result, what was assumed of a checkpoint because its file does not say it."""
+    for note in notes:
+        print(printable(f"Note: {note}"), file=sys.stderr)
+
+
 def read_options(arguments: argparse.Namespace) -> ReadOptions:
     """What the options of `add_read_options` were set to.
 

@@ -96,7 +96,7 @@ class Conditions:
         if config.kind == "external":
             raise SpectralError(
                 f"The model attends to a context of width {config.width}, but its encoder is not in the checkpoint; "
-                "give one that holds it."
+                "give its file as text_encoder."
             )
         if config.kind == "class" and dropout > 0 and not has_null(config):
             raise SpectralError(

@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default="spectral", help=layouts)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the stored tensors; the source's by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--first-stage", type=Path, help="a file with the first stage, if the source lacks it")
-    parser.add_argument("--text-encoder", type=Path, help="a file with the text encoder, if the source lacks it")
+    cli.add_part_options(parser)
     cli.add_read_options(parser)
     arguments = parser.parse_args(argv)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None

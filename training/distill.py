@@ -191,6 +191,8 @@ def train(config: DistillConfig) -> dict[str, Any]:
     """
     teacher = open_teacher(config.teacher, config.read, config.first_stage, config.text_encoder)
     assert teacher.config.unet is not None and teacher.first_stage is not None
+    if is_main():
+        cli.say_assumed(teacher.file.notes)
     data = load(config.data)
     size = teacher.config.unet.image_size * teacher.first_stage.config.downscale
     if config.data.size != size:
@@ -204,7 +206,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     )
     check(unet)
     conditions = Conditions(teacher.config.conditioning, data, config.dropout, config.vocabulary)
-    begin(config, teacher=teacher.file.sha256, data=data.sha256)
+    begin(config, teacher=teacher.file.sha256, data=data.sha256, **_parts(config))
     x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, conditions, config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"
@@ -217,11 +219,18 @@ def train(config: DistillConfig) -> dict[str, Any]:
 
     statistics = fit(task, data, config.run, preview)
     training = summary(config, statistics, len(data)) | {"teacher": teacher.config.training}
+    training |= {"assumed": list(teacher.file.notes)} if teacher.file.notes else {}
     about = replace(about, training=training)
     path = config.run.out / f"{kind}.safetensors"
     if is_main():
         export(path, about, task.student, teacher, config)
-    return {"path": str(path), **statistics}
+    return {"path": str(path), **statistics, "assumed": list(teacher.file.notes)}
+
+
+def _parts(config: DistillConfig) -> dict[str, str | None]:
+    """SHA-256 of the other files that the teacher is put together from."""
+    given = {name: getattr(config, name) for name in ("first_stage", "text_encoder", "vocabulary")}
+    return {name: None if path is None else checkpoint.sha256(path) for name, path in given.items()}
 
 
 def export(
@@ -243,7 +252,8 @@ def export(
 def main(argv: Sequence[str]) -> None:
     """The command `distill`."""
     config, as_json = cli.parse_config(DistillConfig, argv, "distill", __doc__)
-    cli.report(train(config), as_json)
+    result = train(config)
+    cli.report(result if as_json else {key: value for key, value in result.items() if key != "assumed"}, as_json)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .files import write_whole
 #: first stage and the images it is the content that must stay, wherever it lies.
 FREE = {
     *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep")),
-    *("title", "license", "teacher", "autoencoder", "data.path"),
+    *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 
@@ -62,12 +62,12 @@ def is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def begin(config: Any, **inputs: str) -> None:
+def begin(config: Any, **inputs: str | None) -> None:
     """Start a run, or go on with it: write what it is into its folder, and seed the weights that are made next.
 
     Args:
         config: the run's configuration; its `run` (loop.RunConfig) names the folder, the steps and the seed.
-        inputs: SHA-256 of what it learns from, by what they are called in the configuration.
+        inputs: SHA-256 of what it learns from, by what they are called in the configuration; None where that is unset.
 
     Raises:
         SpectralError: the folder has checkpoints of a run with other settings or inputs (the first that differs is
@@ -91,7 +91,7 @@ def begin(config: Any, **inputs: str) -> None:
     write_whole(out / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
-def check_resumable(config: Any, inputs: dict[str, str]) -> None:
+def check_resumable(config: Any, inputs: dict[str, str | None]) -> None:
     """That the run in the folder, if there is one, can go on with this configuration; raises as `begin`."""
     out: Path = config.run.out
     checkpoints = sorted((out / "checkpoints").glob("[0-9]*.pt"))
@@ -109,7 +109,7 @@ def check_resumable(config: Any, inputs: dict[str, str]) -> None:
         if learnt_from.get(f"inputs.{name}", digest) != digest:
             given = getattr(config, name)
             raise SpectralError(
-                f"{out} holds a run whose {name} was not what {getattr(given, 'path', given)} holds now; "
+                f"{out} holds a run whose {name} was not what {getattr(given, 'path', given) or 'nothing'} holds now; "
                 "give the former content to go on with that run, or choose another run.out."
             )
     done = int(checkpoints[-1].stem)

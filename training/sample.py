@@ -21,6 +21,7 @@ from .conditions import tokens_of
 from .images import ImageSet
 from .loop import check_seed
 from .run import device
+from .teachers import assemble
 
 LARGEST = 8192  # pixels along a side
 
@@ -40,7 +41,7 @@ def context_of(
     if condition.kind == "external":
         raise SpectralError(
             f"This model attends to a context of width {condition.width}, but its encoder is not in the checkpoint; "
-            "sample from one that holds it."
+            "give its file with --text-encoder."
         )
     if conditioner is None:
         if any(prompts):
@@ -185,11 +186,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
     parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    cli.add_part_options(parser)
     cli.add_read_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
-    opened = checkpoint.load(arguments.checkpoint, device=device(), options=cli.read_options(arguments))
+    file = assemble(arguments.checkpoint, cli.read_options(arguments), arguments.first_stage, arguments.text_encoder)
+    cli.say_assumed(file.notes)
+    opened = checkpoint.build(file, device=device())
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
     options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size", "vocabulary")}
     images = sample_checkpoint(opened, prompts, **options)
@@ -197,7 +201,8 @@ def main(argv: Sequence[str]) -> None:
     grid = arguments.out / "grid.png"
     rows = {prompt: images[[i for i, own in enumerate(prompts) if own == prompt]] for prompt in dict.fromkeys(prompts)}
     figures.save_grid(rows, grid)
-    cli.report({"images": [str(path) for path in paths], "grid": str(grid)}, arguments.json)
+    result = {"images": [str(path) for path in paths], "grid": str(grid)}
+    cli.report(result | ({"assumed": list(file.notes)} if arguments.json else {}), arguments.json)
 
 
 def write_images(images: Tensor, folder: Path) -> list[Path]:

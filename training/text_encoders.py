@@ -13,7 +13,7 @@ from torch import Tensor
 from ..spectral.checkpoint import read as read_checkpoint
 from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
-from ..spectral.formats import text_keys
+from ..spectral.formats import diffusers_folder, text_keys
 from ..spectral.formats.source import CONDITIONER
 from ..spectral.formats.spectral_file import METADATA_KEY
 from ..spectral.formats.tensor_files import open_tensors
@@ -42,25 +42,35 @@ def open_text_encoder(
     out.
 
     Args:
-        path: .safetensors, .bin, .pt or .ckpt.
+        path: .safetensors, .bin, .pt or .ckpt; or a folder of diffusers or transformers, which says what follows.
         width: channels of the states that are needed: the U-Net's context_dim; None takes any.
-        activation: of a CLIP tower, which no weights tell; None: "quick_gelu" for OpenAI's files and for 768 channels
-            (ViT-L/14, Stable Diffusion 1.x), "gelu" for the others, which are OpenCLIP's.
+        activation: of a CLIP tower, which no weights tell; None: "gelu" for OpenCLIP's (its layout, or the 1024 and
+            1280 channels that only its towers have), "quick_gelu" for OpenAI's and for 768 channels (ViT-L/14, Stable
+            Diffusion 1.x).
         skip_last: last layers of a CLIP tower that are not run; None: 1 for the 24 layers of ViT-H/14, as in Stable
             Diffusion 2.x, else 0.
 
     Raises:
         SpectralError: the file cannot be read, holds no text encoder, or one of another width.
     """
+    if path.is_dir():
+        return _of_width(path.name, width, *diffusers_folder.read_text_encoder(path))
     _refuse_programs(path)
     tensors, metadata = open_tensors(path)
     if METADATA_KEY in metadata:
         config, weights = _ours(path)
     else:
         config, weights = _describe(_without_wrapping(tensors), path.name, activation, skip_last)
+    return _of_width(path.name, width, config, weights)
+
+
+def _of_width(
+    name: str, width: int | None, config: ConditioningConfig, weights: dict[str, Tensor]
+) -> tuple[ConditioningConfig, dict[str, Tensor]]:
+    """A text encoder whose states have `width` channels."""
     if width is not None and config.width != width:
         raise SpectralError(
-            f"{path.name} holds a text encoder of width {config.width}; expected {width}, the U-Net's context_dim."
+            f"{name} holds a text encoder of width {config.width}; expected {width}, the U-Net's context_dim."
         )
     return config, weights
 
@@ -110,10 +120,12 @@ def _describe(
         weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("transformer.to_logits.")}
         return text_keys.describe_ldm(weights, where), weights
     openai = any(name in tensors for name in OPENAI_SIZES)
+    transformers = not any(name.startswith("transformer.resblocks.") for name in tensors)
     weights = _clip(tensors, where)
     width, layers = _size(weights)
     if activation is None:
-        activation = "quick_gelu" if openai or width == 768 else "gelu"
+        open_clip = width in (1024, 1280) if transformers else width != 768
+        activation = "gelu" if open_clip and not openai else "quick_gelu"
     if skip_last is None:
         skip_last = 1 if (width, layers) == (1024, 24) else 0
     # OpenAI's towers are used as Stable Diffusion 1.x does, OpenCLIP's as 2.x.

@@ -35,7 +35,7 @@ from .diffusers_writer import write
 from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from .tensor_files import open_tensors
 
-__all__ = ["files", "is_folder", "read", "write"]
+__all__ = ["files", "is_folder", "read", "read_text_encoder", "write"]
 
 _STAGE_FOLDERS = ("vae", "vqvae")
 #: Without cross-attention, and with it: what most such U-Nets were trained with.
@@ -63,16 +63,27 @@ def is_folder(path: Path) -> bool:
 
 
 def files(path: Path) -> list[Path]:
-    """The files of settings and weights in a folder and in the sub-folders that are read, sorted."""
-    folders = [path, *(path / name for name in ("unet", "unet_ema", "scheduler", *_STAGE_FOLDERS, *_CONDITIONERS))]
-    found = (
-        file for folder in folders for pattern in ("*.json", "*.safetensors", "*.bin") for file in folder.glob(pattern)
-    )
+    """The files of settings and weights that make up a folder, sorted; others may lie beside them.
+
+    Raises:
+        SpectralError: an index of shards is damaged.
+    """
+    pipeline = os.path.lexists(path / MODEL_INDEX)
+    folders = [path / name for name in ("unet", "unet_ema", *_STAGE_FOLDERS, *_CONDITIONERS)]
+    found = [path / MODEL_INDEX, path / "scheduler" / SCHEDULER_CONFIG]
+    for folder in folders if pipeline or not os.path.lexists(path / CONFIG) else [path, *folders]:
+        weights = next((folder / name for name in _candidates() if os.path.lexists(folder / name)), None)
+        found += [folder / CONFIG, *([weights] if weights else [])]
+        if weights and weights.name.endswith(".json"):
+            found += [folder / name for name in _shard_names(weights)]
     return sorted(file for file in found if file.is_file())
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadOptions, beside: ModelConfig | None = None) -> Source:
     """Open a folder without building anything; tensors are mapped, and copied only where LDM joins q, k and v.
+
+    Args:
+        beside: of another file, whose first stage the U-Net is to run with.
 
     Raises:
         SpectralError: a file is missing, damaged or does not go with its config.json; or a setting is of a model that
@@ -86,7 +97,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     texts: dict[str, str] = {}
 
     def add(prefix: str, settings: Settings, rows: Iterable[Row]) -> None:
-        found, more = _tensors(settings.path.parent, rows)
+        found, more = _tensors(settings.path.parent, rows, settings.path.parent.name)
         tensors.update({prefix + name: tensor for name, tensor in found.items()})
         texts.update(more)
 
@@ -98,6 +109,12 @@ def read(path: Path, options: ReadOptions) -> Source:
         first_stage, scale_factor = _read_first_stage(stage, notes)
         config = replace(config, first_stage=first_stage, scale_factor=options.scale_factor or scale_factor)
         add(FIRST_STAGE, stage, first_stage_rows(first_stage))
+    elif beside is not None and not options.scale_factor:
+        config = replace(config, scale_factor=beside.scale_factor)
+        notes.append(
+            f"{path.name} does not tell its scale_factor; {beside.scale_factor:.7g}, of the first stage's file, is "
+            "assumed."
+        )
     if config.unet and config.unet.use_spatial_transformer:
         condition = ConditioningConfig("external", width=config.unet.context_dim or 0)
         settings = _find_conditioner(folder)
@@ -107,6 +124,30 @@ def read(path: Path, options: ReadOptions) -> Source:
         config = replace(config, conditioning=condition)
     averaged = network is not None and network.path.parent.name == "unet_ema"
     return Source(path, config, tensors, texts, tuple(notes), averaged)
+
+
+#: What transformers calls the text encoders in config.json, and the sub-folders that they lie in.
+_TEXT_MODELS = {"clip_text_model": "text_encoder", "ldmbert": "bert"}
+
+
+def read_text_encoder(path: Path) -> tuple[ConditioningConfig, dict[str, Tensor]]:
+    """The text encoder of a pipeline's folder, or of its sub-folder, and its weights by the names of LDM.
+
+    Args:
+        path: a folder with `text_encoder` or `bert` in it, or one of these.
+
+    Raises:
+        SpectralError: there is none, or a file is missing, damaged or does not go with its config.json.
+    """
+    folder = path.absolute()
+    settings = Settings(folder / CONFIG) if os.path.lexists(folder / CONFIG) else _find_conditioner(folder)
+    kind = _TEXT_MODELS.get(str(settings.get("model_type"))) if settings else None
+    if settings is None or kind is None:
+        raise SpectralError(
+            f"{path} is a folder without a text encoder; expected text_encoder/ or bert/ in it, or one of these."
+        )
+    condition = _CONDITIONERS[kind](settings)
+    return condition, _tensors(settings.path.parent, conditioner_rows(condition), kind)[0]
 
 
 def _find(path: Path, options: ReadOptions) -> tuple[Settings | None, Settings | None]:
@@ -193,12 +234,12 @@ def _read_schedule(path: Path, network: UNetConfig, options: ReadOptions, notes:
     return replace(schedule, prediction=options.prediction or schedule.prediction)
 
 
-def _tensors(folder: Path, rows: Iterable[Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of one sub-folder in LDM's layout, and the texts beside them."""
+def _tensors(folder: Path, rows: Iterable[Row], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of one sub-folder in LDM's layout, and the texts beside them; `kind` is what such ones are called."""
     found, texts, file = _weights(folder)
-    dropped = _DROPPED.get(folder.name)
+    dropped = _DROPPED.get(kind)
     found = {name: tensor for name, tensor in found.items() if not (dropped and dropped.fullmatch(name))}
-    if folder.name == "text_encoder" and not any(name.startswith("text_model.") for name in found):
+    if kind == "text_encoder" and not any(name.startswith("text_model.") for name in found):
         found = {f"text_model.{name}": tensor for name, tensor in found.items()}  # as transformers 5 saves them
     return to_ldm(rows, found, label(file)), texts
 
@@ -208,6 +249,8 @@ def _tensors(folder: Path, rows: Iterable[Row]) -> tuple[dict[str, Tensor], dict
 #: By how a part was saved: diffusers' own networks, then those of transformers.
 _STEMS = (("diffusion_pytorch_model", "diffusion_pytorch_model"), ("model", "pytorch_model"))
 _VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
+#: diffusers cuts into pieces of 10 GB; the largest model of this kind would have two.
+_MOST_SHARDS = 64
 
 
 def _candidates() -> list[str]:
@@ -245,15 +288,24 @@ def _opened(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of all shards that an index names; each shard is a file beside it."""
-    places = read_json(index, LARGEST_INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise SpectralError(f"{label(index)} lacks a weight_map from tensors to files; download it again.")
     tensors: dict[str, Tensor] = {}
     texts: dict[str, str] = {}
-    for name in sorted(set(places.values())):
-        if not re.fullmatch(r"\w[\w.-]{0,200}", name, re.ASCII):
-            raise SpectralError(f"{label(index)} names {name[:80]!r}; expected a file beside it, download it again.")
+    for name in _shard_names(index):
         more, words = _opened(index.parent / name)
         tensors.update(more)
         texts.update(words)
     return tensors, texts
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The files beside an index that it says the tensors are in, sorted."""
+    places = read_json(index, LARGEST_INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise SpectralError(f"{label(index)} lacks a weight_map from tensors to files; download it again.")
+    names = sorted(set(places.values()))
+    if len(names) > _MOST_SHARDS:
+        raise SpectralError(f"{label(index)} names {len(names)} files; expected {_MOST_SHARDS} at most.")
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]{0,200}", name, re.ASCII):
+            raise SpectralError(f"{label(index)} names {name[:80]!r}; expected a file beside it, download it again.")
+    return names

@@ -24,6 +24,7 @@ from .diffusers_keys import Row, conditioner_rows, first_stage_rows, to_diffuser
 from .diffusers_settings import CONFIG, DIFFUSERS_VERSION, MODEL_INDEX, SCHEDULER_CONFIG, inexpressible
 from .diffusers_unet import write_unet
 from .source import CONDITIONER, FIRST_STAGE, UNET
+from .writing import stored
 
 #: Files of weights: of diffusers' own networks, and of transformers'.
 _WEIGHTS, _TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -179,17 +180,8 @@ def _conditioner_folder(config: ConditioningConfig) -> str | None:
 
 
 def _save(file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    """A safetensors file as diffusers and transformers read it; no two tensors share memory in it."""
-    stored: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        kept = tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
-        memory = kept.untyped_storage()
-        if memory.nbytes() != kept.nbytes or memory.data_ptr() in seen:
-            kept = kept.clone()
-        seen.add(kept.untyped_storage().data_ptr())
-        stored[name] = kept
+    """A safetensors file as diffusers and transformers read it."""
     file.touch()  # with the mode that the umask gives; the writer below would make it private
     mode = file.stat().st_mode
-    save_file(stored, file, {"format": "pt"})
+    save_file(stored(tensors, dtype), file, {"format": "pt"})
     file.chmod(mode)

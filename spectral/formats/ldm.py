@@ -44,6 +44,8 @@ _BUFFERS = {
     AVERAGE + "decay",
     AVERAGE + "num_updates",
 }
+#: What is noted of a file whose U-Net attends to a context that nothing in it makes.
+WITHOUT_CONDITIONER = "The file holds no conditioner; a text model needs its text encoder from another file."
 #: Parts that no inference reads: the discriminator and perceptual loss of a first stage in training, and the like.
 _UNREAD = (FIRST_STAGE + "loss.", FIRST_STAGE + "model_ema.", CONDITIONER + "transformer.to_logits.")
 #: First names of tensors in other kinds of files, and what to say about them.
@@ -62,8 +64,17 @@ _OTHERS = {
 }
 
 
-def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Source:
+def read(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    options: ReadOptions,
+    beside: ModelConfig | None = None,
+) -> Source:
     """A model from the tensors of a file.
+
+    Args:
+        beside: of another file, whose first stage the U-Net is to run with.
 
     Raises:
         SpectralError: it is another kind of model, or a tensor is missing or belongs to nothing.
@@ -71,7 +82,7 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     parts = _parts(path.name, tensors)
     stage = inference.first_stage(parts[FIRST_STAGE], f"{path.name}: {FIRST_STAGE}") if parts[FIRST_STAGE] else None
     if not parts[UNET]:
-        return _autoencoder(path, stage, parts, metadata)
+        return _autoencoder(path, stage, parts, tensors, metadata, options)
     if any(".gate.fc1." in key for key in parts[UNET]):
         raise SpectralError(
             f"{path.name} says nothing of its architecture (its 'spectral_diffusion' metadata is gone), which a "
@@ -80,7 +91,8 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     where = f"{path.name}: "
     found = inference.unet(parts[UNET], where + UNET)
     known = inference.signature(found)
-    unet, notes = inference.completed(found, known, stage, options)
+    serving = beside.first_stage if beside is not None else stage
+    unet, notes = inference.completed(found, known, serving, options)
     averaged = options.ema and any(key.startswith(AVERAGE) and key not in _BUFFERS for key in tensors)
     if averaged:
         parts[UNET] = _averaged(path.name, unet, parts[UNET], tensors)
@@ -88,7 +100,7 @@ def read(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     notes += more
     schedule, more = _schedule(where, tensors, metadata, parts[UNET], unet, known, options)
     notes += more
-    scale, more = _scale(where, tensors, stage, known, options)
+    scale, more = _scale(where, tensors, stage, known, options, beside)
     config = ModelConfig(
         "teacher", unet, stage, conditioning, schedule, scale, preset=_preset_name(unet, stage, conditioning)
     )
@@ -138,13 +150,20 @@ def _unknown(name: str, key: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _autoencoder(
-    path: Path, stage: FirstStageConfig | None, parts: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]
+    path: Path,
+    stage: FirstStageConfig | None,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    options: ReadOptions,
 ) -> Source:
     """A file of a first stage alone."""
     for key in parts[CONDITIONER]:
         raise SpectralError(f"{path.name}: {CONDITIONER}{key} belongs to no U-Net, which the file lacks.")
-    config = ModelConfig("autoencoder", first_stage=stage)
-    return Source(path, config, {FIRST_STAGE + key: t for key, t in parts[FIRST_STAGE].items()}, dict(metadata))
+    scale, notes = _scale(f"{path.name}: ", tensors, stage, None, options, None)
+    config = ModelConfig("autoencoder", first_stage=stage, scale_factor=scale)
+    weights = {FIRST_STAGE + key: tensor for key, tensor in parts[FIRST_STAGE].items()}
+    return Source(path, config, weights, dict(metadata), tuple(notes))
 
 
 def _averaged(
@@ -186,8 +205,7 @@ def _conditioning(
         return ConditioningConfig(), tensors, []
     assert unet.context_dim is not None
     if not tensors:
-        note = "The file holds no conditioner; a text model needs its text encoder from another file."
-        return ConditioningConfig("external", width=unet.context_dim), {}, [note]
+        return ConditioningConfig("external", width=unet.context_dim), {}, [WITHOUT_CONDITIONER]
     if "embedding.weight" in tensors:
         return _classes(tensors, unet, where)
     for mark, convert in _TOWERS.items():
@@ -315,8 +333,10 @@ def _scale(
     stage: FirstStageConfig | None,
     known: Preset | None,
     options: ReadOptions,
+    beside: ModelConfig | None,
 ) -> tuple[float, list[str]]:
-    """What first-stage latents are multiplied with: the file's own number, else the published model's."""
+    """What first-stage latents are multiplied with: the file's own number, else the published model's, else the one
+    that the first stage from another file is used with."""
     if options.scale_factor:
         return options.scale_factor, []
     if "scale_factor" in tensors:
@@ -328,6 +348,11 @@ def _scale(
         return next((value for value in published if abs(scale / value - 1) < _precision(number)), scale), []
     if known is not None and known.unet != presets.PRESETS["lsun_churches256"].unet:
         return known.scale_factor, []
+    if beside is not None:
+        said = (
+            f"The file does not tell its scale_factor; {beside.scale_factor:.7g}, of the first stage's file, is assumed"
+        )
+        return beside.scale_factor, [f"{said} (set scale_factor to change it)."]
     scale = presets.STABLE_SCALE if stage is not None and stage.kind == "kl" else 1.0
     return scale, [f"The file does not tell its scale_factor; {scale} is assumed (set scale_factor to change it)."]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
 from ..errors import SpectralError
-from .source import Source
+from .source import ReadOptions, Source
 from .writing import write_safetensors
 
 METADATA_KEY = "spectral_diffusion"
@@ -26,11 +26,12 @@ METADATA_KEY = "spectral_diffusion"
 LARGEST_DESCRIPTION, DEEPEST_DESCRIPTION = 2**20, 24
 
 
-def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Source:
+def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], options: ReadOptions) -> Source:
     """A model from a file whose metadata describe it.
 
     Raises:
-        SpectralError: the description is no JSON, from a newer version, or not of a model.
+        SpectralError: the description is no JSON, from a newer version, or not of a model; or an option says
+            otherwise.
     """
     description = metadata[METADATA_KEY]
     if len(description) > LARGEST_DESCRIPTION or _depth(description) > DEEPEST_DESCRIPTION:
@@ -51,7 +52,25 @@ def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> So
             f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; "
             "update Spectral Diffusion."
         )
-    return Source(path, from_dict(ModelConfig, data, f"{path.name}: its description"), tensors, metadata)
+    config = from_dict(ModelConfig, data, f"{path.name}: its description")
+    _refuse_contradiction(path.name, config, options)
+    return Source(path, config, tensors, metadata)
+
+
+def _refuse_contradiction(name: str, config: ModelConfig, options: ReadOptions) -> None:
+    """That the options, which are for files that do not say what they are, are no others than this file says."""
+    said: dict[str, Any] = {"prediction": config.schedule.prediction, "scale_factor": config.scale_factor}
+    if config.unet is not None:
+        network = config.unet
+        said |= {
+            "heads": network.num_heads,
+            "head_channels": network.num_head_channels,
+            "image_size": network.image_size,
+        }
+    for option, value in said.items():
+        asked = getattr(options, option)
+        if asked is not None and asked != value:
+            raise SpectralError(f"{name} says itself that its {option} is {value}, not {asked}; leave {option} unset.")
 
 
 def write(
@@ -69,7 +88,10 @@ def write(
         SpectralError: its name does not end in .safetensors, or it cannot be written.
     """
     if path.suffix != ".safetensors":
-        raise SpectralError(f"{path} is no name for a checkpoint; expected one that ends in .safetensors.")
+        raise SpectralError(
+            f"{path} is no name for a checkpoint of this project; expected .safetensors at its end (the ldm layout "
+            "takes .ckpt, the diffusers layout a folder)."
+        )
     metadata = {**modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: json.dumps(to_dict(config))}
     write_safetensors(path, tensors, metadata)
 

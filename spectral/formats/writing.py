@@ -37,11 +37,22 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors as files keep them: on the CPU, contiguous, floating ones in `dtype` (None: as they are)."""
-    return {
-        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in tensors.items()
-    }
+    """The tensors as files keep them: on the CPU, contiguous, floating ones in `dtype` (None: as they are).
+
+    No two of them share memory, and none is part of a larger one, as safetensors wants it; files of torch.save may tie
+    weights together.
+    """
+    kept: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        number = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        copy = tensor.detach().to("cpu", number).contiguous()
+        memory = copy.untyped_storage()
+        if memory.nbytes() != copy.nbytes or memory.data_ptr() in taken:
+            copy = copy.clone()
+        taken.add(copy.untyped_storage().data_ptr())
+        kept[name] = copy
+    return kept
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

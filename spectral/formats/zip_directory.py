@@ -11,6 +11,9 @@ from typing import BinaryIO
 #: Bytes and entries of a zip's table of contents; the largest models have some 0.3 million and 4000.
 LARGEST_DIRECTORY, MOST_RECORDS = 4 * 2**20, 20_000
 
+#: The extra field that gives a record a second name.
+_UNICODE_PATH = 0x7075
+
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
@@ -42,8 +45,8 @@ def read_directory(path: Path) -> dict[str, Record]:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         if not infos or len({info.filename.partition("/")[0] for info in infos}) > 1:
             raise ValueError("it is not one folder of records, as torch.save writes it")
-        # Python 3.12 takes a record's name from an extra field where there is one, torch's reader does not.
-        if any(info.filename != info.orig_filename for info in infos):
+        # Python takes a name up to its first zero byte, and since 3.12 from this field; torch's reader does neither.
+        if any(info.filename != info.orig_filename or _UNICODE_PATH in _fields(info.extra) for info in infos):
             raise ValueError("one of its records has two names")
         if any(info.filename.partition("/")[2] == "constants.pkl" for info in infos):
             raise ProgramError("it is a TorchScript program, not a file of weights")
@@ -55,6 +58,16 @@ def read_directory(path: Path) -> dict[str, Record]:
                 raise ValueError(f"the record {name[:200]!r} occurs twice")
             records[name.lower()] = _record(file, info, limit)
     return records
+
+
+def _fields(extra: bytes) -> list[int]:
+    """The numbers of the extra fields beside a record's name."""
+    found = []
+    while len(extra) >= 4:
+        number, size = struct.unpack_from("<2H", extra)
+        found.append(number)
+        extra = extra[4 + size :]
+    return found
 
 
 def _record(file: BinaryIO, info: zipfile.ZipInfo, limit: int) -> Record:

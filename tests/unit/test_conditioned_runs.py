@@ -99,7 +99,11 @@ def test_a_teacher_with_ldms_text_encoder_is_distilled_and_sampled(
 
 def test_an_encoder_that_is_elsewhere_is_a_sentence(tmp_path: Path) -> None:
     path = teacher(tmp_path, ConditioningConfig("external", width=32))
-    with pytest.raises(SpectralError, match="width 32, but its encoder is not in the checkpoint; sample from one"):
+    with pytest.raises(
+        SpectralError, match="width 32, but its encoder is not in the checkpoint; give its file with --text-encoder"
+    ):
         sample_checkpoint(checkpoint.load(path), ["a cat"], steps=2)
-    with pytest.raises(SpectralError, match="width 32, but its encoder is not in the checkpoint; give one"):
+    with pytest.raises(
+        SpectralError, match="width 32, but its encoder is not in the checkpoint; give its file as text_encoder"
+    ):
         student_of(tmp_path, path)

@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[ModelConfig, Layout, str, str]] = {
         "normalisation in 8 groups",
     ),
     "name-of-another-kind": (ModelConfig("teacher", UNCONDITIONAL), "ldm", "x.zip", r"\.safetensors or \.ckpt"),
-    "spectral-ckpt": (ModelConfig("teacher", UNCONDITIONAL), "spectral", "x.ckpt", r"ends in \.safetensors"),
+    "spectral-ckpt": (ModelConfig("teacher", UNCONDITIONAL), "spectral", "x.ckpt", r"the ldm layout takes \.ckpt"),
 }
 
 
@@ -141,9 +141,54 @@ def test_what_a_file_calls_itself_cannot_write_over_the_terminal(
 def test_heads_that_no_table_knows_are_called_lost(tmp_path: Path) -> None:
     unet: UNetConfig = replace(CONDITIONED, num_heads=4)
     file = checkpoint.read(tiny.write(tmp_path / "source.safetensors", ModelConfig("teacher", unet, KL, CLASSES)))
-    assert "unet.num_heads is 4, but the new file will be read as 8." in checkpoint.convert(
+    assert "unet.num_heads is 4, but the new file will be read as 8; open it with --heads 4." in checkpoint.convert(
         file, tmp_path / "x.ckpt", "ldm"
     )
+
+
+def test_tied_weights_are_written_apart(tmp_path: Path) -> None:
+    """Lightning's files may tie tensors together, and keep a part of a larger one; safetensors may not."""
+    state = ldm_files.Parts.make(UNCONDITIONAL, VQ, ConditioningConfig()).state()
+    first, second = (f"model.diffusion_model.output_blocks.{index}.0.in_layers.0.bias" for index in (0, 1))
+    state[second] = state[first][: len(state[second])]
+    path = ldm_files.write(tmp_path / "tied.ckpt", state)
+    for layout, place in PLACES.values():
+        checkpoint.convert(checkpoint.read(path), tmp_path / layout / place, layout)
+        written = checkpoint.read(tmp_path / layout / place).tensors
+        assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
+
+
+def test_only_what_makes_up_a_folder_is_part_of_it(tmp_path: Path) -> None:
+    """Its digest does not change with what lies beside, and does with its settings."""
+    checkpoint.convert(source("clip", tmp_path), tmp_path / "folder", "diffusers")
+    folder = tmp_path / "folder"
+    digest = checkpoint.sha256(folder)
+    for name in ("big.bin", "notes.json", "unet/other.safetensors", "vae/notes.json"):
+        (folder / name).write_bytes(b"{}")
+    assert checkpoint.sha256(folder) == digest
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text() + "\n")
+    assert checkpoint.sha256(folder) != digest
+
+
+def test_an_index_of_very_many_files_is_refused(tmp_path: Path) -> None:
+    checkpoint.convert(source("clip", tmp_path), tmp_path / "folder", "diffusers")
+    weights = tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    places = {f"tensor{index}": f"part{index}.safetensors" for index in range(800)}
+    (weights.parent / f"{weights.name}.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(SpectralError, match="names 800 files; expected 64 at most"):
+        checkpoint.read(tmp_path / "folder")
+
+
+def test_options_do_not_contradict_a_file_that_says_what_it_is(tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "own.safetensors", KINDS["class"])
+    config = checkpoint.read(path).config
+    assert config.unet is not None
+    assert checkpoint.read(path, ReadOptions(heads=config.unet.num_heads)).config == config
+    for name, value in {"heads": 3, "image_size": 7, "prediction": "v", "scale_factor": 0.5}.items():
+        with pytest.raises(SpectralError, match=f"says itself that its {name} is .*, not {value}; leave {name} unset"):
+            checkpoint.read(path, ReadOptions(**{name: value}))  # type: ignore[arg-type]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spectral_diffusion.spectral import checkpoint
-from spectral_diffusion.spectral.config import ConditioningConfig, FirstStageConfig, ScheduleConfig
+from spectral_diffusion.spectral.config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats.source import ReadOptions
 from spectral_diffusion.training import cli
@@ -90,13 +90,83 @@ def test_a_unet_is_completed_by_the_files_of_its_parts(pictures: Path, tmp_path:
     ldm_files.write(files["clip"], tower)
     options = ["--first_stage", str(files["vae"]), "--text_encoder", str(files["clip"])]
     student = distilled(files["unet"], pictures, tmp_path / "run", *options)
-    assert student.config.conditioning == replace(CLIP, activation="gelu", pad_token=0)
+    assert student.config.conditioning == CLIP
     assert student.config.first_stage == STAGE
     whole = tmp_path / "whole.safetensors"
     command = ["convert", str(files["unet"]), str(whole), "--first-stage", str(files["vae"])]
     assert cli.main([*command, "--text-encoder", str(files["clip"])]) == 0
     opened = checkpoint.load(whole)
     assert opened.conditioner is not None and opened.first_stage is not None
+
+
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+def test_a_unet_takes_its_scale_from_the_first_stage_beside_it(
+    layout: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its latent size; both are said, for they are guesses."""
+    parts = Parts.make(CONDITIONED, STAGE, CLASSES)
+    unet = ldm_files.write(tmp_path / "unet.safetensors", dict(parts.unet.state_dict()))
+    if layout == "diffusers":
+        checkpoint.convert(checkpoint.read(unet), tmp_path / "folder", "diffusers")
+        unet = tmp_path / "folder"
+    stage = tmp_path / "vae.safetensors"
+    checkpoint.save(
+        stage, ModelConfig("autoencoder", first_stage=STAGE, scale_factor=0.5), first_stage=parts.first_stage
+    )
+    file = assemble(unet, first_stage=stage)
+    assert file.config.scale_factor == 0.5 and file.config.unet is not None
+    assert any("scale_factor" in note and "0.5" in note for note in file.notes)
+    assert file.config.unet.image_size == (64 if layout == "ldm" else 32)
+    assert assemble(unet, ReadOptions(scale_factor=0.25), first_stage=stage).config.scale_factor == 0.25
+
+
+def test_what_is_assumed_of_a_teacher_is_said_and_kept(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = Parts.make(CONDITIONED, STAGE, CLASSES)
+    path = ldm_files.write(tmp_path / "model.ckpt", parts.state())
+    student = distilled(path, pictures, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "Note: The file does not tell its scale_factor; 0.18215 is assumed" in said
+    assert any("scale_factor" in note for note in student.config.training["assumed"])
+    images = ["sample", str(path), "0", "--steps", "2", "--size", "16", "--out", str(tmp_path / "samples"), "--json"]
+    assert cli.main(images) == 0
+    printed = capsys.readouterr()
+    assert "Note: The file does not tell" in printed.err and len(json.loads(printed.out)["assumed"]) == 5
+
+
+def test_a_run_goes_on_only_with_the_parts_that_it_had(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first stage is known by its content, wherever it lies."""
+    parts = Parts.make(CONDITIONED, STAGE, CLASSES)
+    path = ldm_files.write(tmp_path / "model.ckpt", parts.state())
+    weights = dict(parts.first_stage.state_dict())
+    stage = ldm_files.write(tmp_path / "vae.ckpt", weights)
+    distilled(path, pictures, tmp_path / "run", "--first_stage", str(stage))
+    stage = stage.rename(tmp_path / "same.ckpt")
+    more = ["--run.steps", "3", "--first_stage"]
+    distilled(path, pictures, tmp_path / "run", *more, str(stage))
+    weights["decoder.conv_out.bias"] = weights["decoder.conv_out.bias"] + 1
+    other = ldm_files.write(tmp_path / "other.ckpt", weights)
+    with pytest.raises(AssertionError):
+        distilled(path, pictures, tmp_path / "run", *more, str(other))
+    assert "holds a run whose first_stage was not what" in capsys.readouterr().err
+
+
+def test_samples_with_parts_from_other_files(tmp_path: Path) -> None:
+    parts = Parts.make(CONDITIONED, STAGE, CLIP)
+    assert parts.conditioner is not None
+    unet = ldm_files.write(tmp_path / "unet.ckpt", dict(parts.unet.state_dict()))
+    stage = ldm_files.write(tmp_path / "vae.ckpt", dict(parts.first_stage.state_dict()))
+    tower = {k.removeprefix("transformer."): v for k, v in parts.conditioner.state_dict().items()}
+    text = ldm_files.write(tmp_path / "text.safetensors", tower)
+    command = ["sample", str(unet), "a cat", "--steps", "2", "--size", "16", "--out", str(tmp_path / "samples")]
+    assert cli.main([*command, "--first-stage", str(stage), "--text-encoder", str(text)]) == 0
+    whole = ldm_files.write(tmp_path / "whole.ckpt", parts.state())
+    assert cli.main([*command[:1], str(whole), *command[2:-1], str(tmp_path / "again")]) == 0
+    pictures = [(tmp_path / name / "images" / "000.png").read_bytes() for name in ("samples", "again")]
+    assert pictures[0] == pictures[1]
 
 
 def test_parts_that_do_not_fit_are_sentences(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
@@ -22,6 +24,7 @@ from spectral_diffusion.training.conditions import tokenize
 from spectral_diffusion.training.text_encoders import open_text_encoder
 
 from . import clip, tiny
+from .ldm_files import CLIP, CONDITIONED, KL, Parts
 
 LDM = ConditioningConfig("text", width=32, layers=2, heads=2, tower="ldm", vocabulary=50, pad_token=0)
 Weights = dict[str, Tensor]
@@ -193,6 +196,37 @@ def test_files_without_a_text_encoder_are_refused(whole: Weights, tmp_path: Path
         open_text_encoder(written(tmp_path / "lacking.safetensors", lacking))
     with pytest.raises(SpectralError, match="check the path"):
         open_text_encoder(tmp_path / "missing.safetensors")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "encoder.pt")
+    with pytest.raises(SpectralError, match="neither a file nor a folder"):
+        open_text_encoder(tmp_path / "encoder.pt")
+
+
+def test_folders_say_what_weights_do_not(tmp_path: Path) -> None:
+    """A pipeline's folder and its sub-folder, whatever that is called; the activation is as config.json says."""
+    parts = Parts.make(CONDITIONED, KL, replace(CLIP, activation="gelu", pad_token=0))
+    config = ModelConfig("teacher", CONDITIONED, KL, replace(CLIP, activation="gelu", pad_token=0))
+    assert parts.conditioner is not None
+    checkpoint.save(
+        tmp_path / "x.safetensors",
+        config,
+        unet=parts.unet,
+        first_stage=parts.first_stage,
+        conditioner=parts.conditioner,
+    )
+    checkpoint.convert(checkpoint.read(tmp_path / "x.safetensors"), tmp_path / "folder", "diffusers")
+    shutil.copytree(tmp_path / "folder" / "text_encoder", tmp_path / "another name")
+    expected = parts.conditioner.state_dict()
+    for folder in (tmp_path / "folder", tmp_path / "folder" / "text_encoder", tmp_path / "another name"):
+        described, weights = open_text_encoder(folder, 64)
+        assert described == config.conditioning and weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(SpectralError, match="width 64; expected 768"):
+        open_text_encoder(tmp_path / "folder", 768)
+    with pytest.raises(SpectralError, match="unet is a folder without a text encoder"):
+        open_text_encoder(tmp_path / "folder" / "unet")
 
 
 def test_a_damaged_archive_is_refused(whole: Weights, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import collections
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import types
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -320,6 +322,31 @@ def test_a_second_folder_or_spelling_in_an_archive(tmp_path: Path) -> None:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(name, b"\x80\x02}.")
         assert says in refused(path)
+
+
+def second_name(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """A record with the field in which readers of zip files may find another name for it."""
+    other = b"archive/other.pkl"
+    field = struct.pack("<BL", 1, zlib.crc32(name.encode())) + other
+    info = zipfile.ZipInfo(name)
+    info.extra = struct.pack("<2H", 0x7075, len(field)) + field
+    archive.writestr(info, content)
+
+
+def zero_byte(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """A record whose name goes on behind a zero byte."""
+    info = zipfile.ZipInfo(name)
+    info.filename = name + "\0.other"
+    archive.writestr(info, content)
+
+
+@pytest.mark.parametrize("write", [second_name, zero_byte])
+def test_a_record_with_two_names(write: Any, tmp_path: Path) -> None:
+    path = tmp_path / "names.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/version", b"3")
+        write(archive, "archive/data.pkl", b"\x80\x02}.")
+    assert "two names" in refused(path)
 
 
 def test_a_stretched_tensor_is_not_blown_up(state: dict[str, Tensor], tmp_path: Path) -> None:
