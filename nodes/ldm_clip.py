@@ -17,6 +17,7 @@ from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import CONDITIONER
 from ..spectral.ldm_text import LdmTextEncoder
+from ..spectral.wordpiece import CLS, SEP
 from . import bert, patcher
 from .clip import SMALL
 
@@ -35,7 +36,7 @@ def build(config: ConditioningConfig, weights: dict[str, Tensor], where: str) ->
     Raises:
         SpectralError: BERT's vocabulary is not on this machine, or is another one; a number is not finite.
     """
-    words = bert.Tokenizer.for_encoder(config)
+    words = bert.Tokenizer(config)
     small = sum(tensor.numel() for tensor in weights.values()) < SMALL
     tokenizer = partial(
         comfy.sd1_clip.SDTokenizer,
@@ -76,7 +77,7 @@ def _wrapped(
 ) -> Any:
     """Core's holder of one text model, around ours with its weights."""
     dtype = torch.float32 if keep_float32 or dtype is None else dtype
-    special = {"start": words.vocabulary[bert.CLS], "end": words.vocabulary[bert.SEP], "pad": config.pad_token}
+    special = {"start": words.vocabulary[CLS], "end": words.vocabulary[SEP], "pad": config.pad_token}
     model = partial(LdmTextModel, config, weights, special, where)
     return comfy.sd1_clip.SD1ClipModel(clip_name=NAME, clip_model=model, dtype=dtype, device=device, **kwargs)
 

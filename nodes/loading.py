@@ -12,6 +12,7 @@ from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import CONDITIONER, UNET, ReadOptions
+from ..spectral.wordpiece import VocabularyError
 from . import bert, clip, files, ldm_clip, model, vae
 from .missing import Missing
 
@@ -137,7 +138,7 @@ def _tower(file: CheckpointFile) -> Any:
         return clip.build(described, file.part(TEXT))
     try:
         return ldm_clip.build(described, file.part(CONDITIONER), file.path.name)
-    except bert.VocabularyError as error:
+    except VocabularyError as error:
         return Missing(str(error))
 
 

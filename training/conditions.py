@@ -22,7 +22,7 @@ def tokens_of(config: ConditioningConfig, texts: Sequence[str], vocabulary: Path
     """The token ids [N, context_length] int64 that the tower of `config` reads.
 
     Args:
-        vocabulary: for LDM's own encoder, where BERT's vocab.txt lies; see `wordpiece.find_vocabulary`.
+        vocabulary: for LDM's own encoder, where BERT's vocab.txt lies; see `wordpiece.tokenize`.
 
     Raises:
         SpectralError: the tower's vocabulary is another one, or that of BERT is not on this machine.

@@ -322,6 +322,6 @@ class TestLdmText:
         vocabulary.write_text("\n".join((*WORDS, "more")) + "\n")
         made = prompt(LDM_FILE)
         made["positive"] = node("CLIPTextEncode", clip=[LOADER, 1], text="a tree")
-        assert f"holds {len(WORDS) + 1} tokens, the checkpoint's text encoder knows" in comfy.run(made).message
+        assert f"holds {len(WORDS) + 1} tokens, the model's text encoder knows" in comfy.run(made).message
         vocabulary.write_text("no vocabulary\n")
-        assert "is not the vocabulary of bert-base-uncased" in comfy.run(made).message
+        assert "is no BERT vocabulary" in comfy.run(made).message

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral import checkpoint, wordpiece
 from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training import cli, distill, train_teacher, wordpiece
+from spectral_diffusion.training import cli, distill, train_teacher
 from spectral_diffusion.training.distill import DistillConfig
 from spectral_diffusion.training.images import DataConfig
 from spectral_diffusion.training.loop import RunConfig

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from spectral_diffusion.spectral import wordpiece
 from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.ldm_text import LdmTextEncoder
-from spectral_diffusion.training import wordpiece
 from spectral_diffusion.training.conditions import Conditions, tokens_of
 from spectral_diffusion.training.images import ImageSet
+from spectral_diffusion.training.wordpiece import ADVICE
 
 from . import tiny
 from .test_ldm_parity import assert_close, golden, with_weights_by_rule
@@ -122,22 +123,26 @@ def test_tokens_are_berts(text: str, ids: list[int], tmp_path: Path) -> None:
     assert theirs([text], truncation=True, max_length=9, padding="max_length")["input_ids"] == [ids]
 
 
+def find_vocabulary(given: Path | None = None) -> Path:
+    return wordpiece.find_vocabulary(ADVICE, given)
+
+
 def test_the_vocabulary_is_looked_for_in_three_places(
     nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SpectralError, match=r"not on this machine; download .*vocab\.txt.*SPECTRAL_DIFFUSION_BERT"):
-        wordpiece.find_vocabulary()
+        find_vocabulary()
     commit = nowhere / "models--google-bert--bert-base-uncased"
     cached = written(commit / "snapshots" / "0123")
     (commit / "refs").mkdir()
     (commit / "refs" / "main").write_text("0123")
-    assert wordpiece.find_vocabulary() == cached
+    assert find_vocabulary() == cached
     monkeypatch.setenv(wordpiece.VARIABLE, str(written(tmp_path / "environment").parent))
-    assert wordpiece.find_vocabulary() == tmp_path / "environment" / "vocab.txt"
+    assert find_vocabulary() == tmp_path / "environment" / "vocab.txt"
     named = written(tmp_path / "named")
-    assert wordpiece.find_vocabulary(named) == wordpiece.find_vocabulary(named.parent) == named
+    assert find_vocabulary(named) == find_vocabulary(named.parent) == named
     with pytest.raises(SpectralError, match=r"No vocabulary at .*missing"):
-        wordpiece.find_vocabulary(tmp_path / "missing")
+        find_vocabulary(tmp_path / "missing")
 
 
 def test_tokens_never_ask_the_network(nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +161,9 @@ def test_tokens_never_ask_the_network(nowhere: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "settings", "says"),
     [
-        (WORDS[:-1], {}, "holds 13 tokens, the model's text encoder 14"),
+        (WORDS[:-1], {}, "holds 13 tokens, the model's text encoder knows 14"),
         (("a", "b"), {}, r"has no token \[PAD\]"),
-        (WORDS, {"pad_token": 4}, r"pad_token is 4, but \[PAD\] is token 0"),
+        (WORDS, {"pad_token": 4}, r"pad_token is 4, but .* has \[PAD\] at 0"),
     ],
     ids=["size", "no-bert", "padding"],
 )
