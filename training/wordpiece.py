@@ -48,10 +48,9 @@ def _tokenizer(path: Path, size: int, length: int, pad: int) -> Any:
             "install it with: pip install tokenizers."
         ) from error
     words = wordpiece.read_vocabulary(path, size, ADVICE)
-    if words[wordpiece.PAD] != pad:
-        raise SpectralError(
-            f"conditioning.pad_token is {pad}, but {path} has {wordpiece.PAD} at {words[wordpiece.PAD]}; set it to that."
-        )
+    known = words[wordpiece.PAD]
+    if known != pad:
+        raise SpectralError(f"conditioning.pad_token is {pad}, but {path} has [PAD] at {known}; set it to that.")
     tokenizer = BertWordPieceTokenizer(words, lowercase=True)
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(pad_id=pad, length=length)
