@@ -31,7 +31,7 @@ def test_a_workflow_opens_and_runs_without_an_error(path: Path, page: Page, comf
     page.evaluate("() => app.queuePrompt(0, 1)")
     OUTPUT.mkdir(exist_ok=True)
     try:
-        page.wait_for_function(FINISHED, timeout=180_000)
+        page.wait_for_function(FINISHED, timeout=600_000)
         page.wait_for_timeout(1000)
     finally:
         page.screenshot(path=OUTPUT / f"{path.stem}.png")
