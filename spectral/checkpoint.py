@@ -328,6 +328,8 @@ def _lost(before: ModelConfig, after: ModelConfig) -> list[str]:
     """What a reader of the converted file would take the model for, where that differs from what it is."""
     kept, seen = to_dict(before), to_dict(after)
     sentences = []
+    for side in (kept, seen):  # a last layer that is not run may be there or not
+        side["conditioning"]["layers"] -= side["conditioning"].pop("skip_last")
     for part in ("unet", "first_stage", "conditioning", "schedule"):
         for key, value in (kept[part] or {}).items():
             found = (seen[part] or {}).get(key)

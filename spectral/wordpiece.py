@@ -21,6 +21,10 @@ URL = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.t
 PAD, UNK, CLS, SEP = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
+#: Bytes of a vocabulary; BERT's has 232 thousand.
+LARGEST = 2**24
+
+
 class VocabularyError(SpectralError):
     """BERT's vocabulary is not on this machine, or is not the one that an encoder needs."""
 
@@ -62,12 +66,16 @@ def read_vocabulary(path: Path, size: int, advice: str) -> dict[str, int]:
         VocabularyError: it cannot be read, is no BERT vocabulary, or has another number of tokens.
     """
     try:
-        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if path.stat().st_size > LARGEST:
+            raise VocabularyError(f"{path} has {path.stat().st_size} bytes, more than any vocabulary; {advice}.")
+        words = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(f"{path} is no vocabulary that can be read ({error}); {advice}.") from error
     missing = next((word for word in SPECIAL if word not in words), None)
     if missing is not None:
         raise VocabularyError(f"{path} has no token {missing}, so it is no BERT vocabulary; {advice}.")
+    if len(set(words)) < len(words):
+        raise VocabularyError(f"{path} has the same token on several lines, so it is no BERT vocabulary; {advice}.")
     if len(words) != size:
         raise VocabularyError(f"{path} holds {len(words)} tokens, the model's text encoder knows {size}; {advice}.")
     return {word: index for index, word in enumerate(words)}

@@ -21,6 +21,7 @@ from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import ReadOptions
 from ..spectral.unet import Tap, UNet, check
+from ..spectral.wordpiece import find_vocabulary
 from . import cli
 from .conditions import Conditions
 from .images import DataConfig, latents, load
@@ -29,6 +30,7 @@ from .losses import frequency_loss, spatial_loss, spectrum_weights
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
 from .teachers import open_teacher
+from .wordpiece import ADVICE
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,6 @@ def train(config: DistillConfig) -> dict[str, Any]:
     """
     teacher = open_teacher(config.teacher, config.read, config.first_stage, config.text_encoder)
     assert teacher.config.unet is not None and teacher.first_stage is not None
-    if is_main():
-        cli.say_assumed(teacher.file.notes)
     data = load(config.data)
     size = teacher.config.unet.image_size * teacher.first_stage.config.downscale
     if config.data.size != size:
@@ -206,7 +206,9 @@ def train(config: DistillConfig) -> dict[str, Any]:
     )
     check(unet)
     conditions = Conditions(teacher.config.conditioning, data, config.dropout, config.vocabulary)
-    begin(config, teacher=teacher.file.sha256, data=data.sha256, **_parts(config))
+    begin(config, teacher=teacher.file.sha256, data=data.sha256, **_parts(config, teacher.config))
+    if is_main():
+        cli.say_assumed(teacher.file.notes)
     x_0 = latents(teacher.first_stage, data, device()) * teacher.config.scale_factor
     task = DistillTask(unet, teacher, x_0, conditions, config)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"
@@ -227,9 +229,11 @@ def train(config: DistillConfig) -> dict[str, Any]:
     return {"path": str(path), **statistics, "assumed": list(teacher.file.notes)}
 
 
-def _parts(config: DistillConfig) -> dict[str, str | None]:
-    """SHA-256 of the other files that the teacher is put together from."""
-    given = {name: getattr(config, name) for name in ("first_stage", "text_encoder", "vocabulary")}
+def _parts(config: DistillConfig, teacher: ModelConfig) -> dict[str, str | None]:
+    """SHA-256 of the other files that the teacher is put together from, and of the vocabulary that it reads."""
+    given = {"first_stage": config.first_stage, "text_encoder": config.text_encoder}
+    if teacher.conditioning.kind == "text" and teacher.conditioning.tower == "ldm":
+        given["vocabulary"] = find_vocabulary(ADVICE, config.vocabulary)
     return {name: None if path is None else checkpoint.sha256(path) for name, path in given.items()}
 
 

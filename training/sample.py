@@ -192,7 +192,6 @@ def main(argv: Sequence[str]) -> None:
     if arguments.count < 1:
         raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
     file = assemble(arguments.checkpoint, cli.read_options(arguments), arguments.first_stage, arguments.text_encoder)
-    cli.say_assumed(file.notes)
     opened = checkpoint.build(file, device=device())
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
     options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size", "vocabulary")}
@@ -201,6 +200,7 @@ def main(argv: Sequence[str]) -> None:
     grid = arguments.out / "grid.png"
     rows = {prompt: images[[i for i, own in enumerate(prompts) if own == prompt]] for prompt in dict.fromkeys(prompts)}
     figures.save_grid(rows, grid)
+    cli.say_assumed(file.notes)
     result = {"images": [str(path) for path in paths], "grid": str(grid)}
     cli.report(result | ({"assumed": list(file.notes)} if arguments.json else {}), arguments.json)
 

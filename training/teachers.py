@@ -9,7 +9,7 @@ from ..spectral import checkpoint
 from ..spectral.checkpoint import Checkpoint, CheckpointFile
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
-from ..spectral.formats import ldm
+from ..spectral.formats.assumptions import WITHOUT_CONDITIONER
 from ..spectral.formats.source import CONDITIONER, FIRST_STAGE, ReadOptions
 from .run import device
 from .text_encoders import open_text_encoder
@@ -38,6 +38,7 @@ def assemble(
         if stage.config.first_stage is None:
             raise SpectralError(f"{first_stage} holds no first stage; give the file of an autoencoder.")
         file = _with_part(file, FIRST_STAGE, stage, replace(file.config, first_stage=stage.config.first_stage))
+        file = replace(file, notes=file.notes + tuple(f"{stage.path.name}: {note}" for note in stage.notes))
     if text_encoder is not None:
         if file.config.unet is None or not file.config.unet.use_spatial_transformer:
             raise SpectralError(f"{path} reads no text; leave text_encoder out.")
@@ -45,7 +46,7 @@ def assemble(
         named = {CONDITIONER + name: tensor for name, tensor in tensors.items()}
         other = CheckpointFile(text_encoder, file.config, named)
         file = _with_part(file, CONDITIONER, other, replace(file.config, conditioning=conditioning))
-        file = replace(file, notes=tuple(note for note in file.notes if note != ldm.WITHOUT_CONDITIONER))
+        file = replace(file, notes=tuple(note for note in file.notes if note != WITHOUT_CONDITIONER))
     checkpoint.check(file.config, path.name)
     return file
 

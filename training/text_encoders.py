@@ -47,14 +47,16 @@ def open_text_encoder(
         activation: of a CLIP tower, which no weights tell; None: "gelu" for OpenCLIP's (its layout, or the 1024 and
             1280 channels that only its towers have), "quick_gelu" for OpenAI's and for 768 channels (ViT-L/14, Stable
             Diffusion 1.x).
-        skip_last: last layers of a CLIP tower that are not run; None: 1 for the 24 layers of ViT-H/14, as in Stable
-            Diffusion 2.x, else 0.
+        skip_last: last layers of a CLIP tower that are not run; None: 1 of OpenCLIP's, as in Stable Diffusion 2.x, but
+            where it is gone already (see `text_keys.unused_layers`), else 0.
 
     Raises:
         SpectralError: the file cannot be read, holds no text encoder, or one of another width.
     """
     if path.is_dir():
         return _of_width(path.name, width, *diffusers_folder.read_text_encoder(path))
+    if path.is_file() and activation is None and skip_last is None and _is_described(path):
+        return _of_width(path.name, width, *diffusers_folder.read_text_encoder(path.parent, path))
     _refuse_programs(path)
     tensors, metadata = open_tensors(path)
     if METADATA_KEY in metadata:
@@ -62,6 +64,12 @@ def open_text_encoder(
     else:
         config, weights = _describe(_without_wrapping(tensors), path.name, activation, skip_last)
     return _of_width(path.name, width, config, weights)
+
+
+def _is_described(path: Path) -> bool:
+    """Whether a file of weights lies beside the config.json that transformers wrote with it."""
+    usual = path.name.startswith(("model.", "pytorch_model."))
+    return usual and diffusers_folder.describes_text_encoder(path.parent)
 
 
 def _of_width(
@@ -127,7 +135,8 @@ def _describe(
         open_clip = width in (1024, 1280) if transformers else width != 768
         activation = "gelu" if open_clip and not openai else "quick_gelu"
     if skip_last is None:
-        skip_last = 1 if (width, layers) == (1024, 24) else 0
+        open_clip = activation == "gelu" and not openai and (not transformers or (width, layers) == (1024, 24))
+        skip_last = text_keys.unused_layers(width, layers) if open_clip else 0
     # OpenAI's towers are used as Stable Diffusion 1.x does, OpenCLIP's as 2.x.
     pad_token = END if activation == "quick_gelu" else 0
     config = text_keys.describe(weights, where, activation=activation, skip_last=skip_last, pad_token=pad_token)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from .. import autoencoder, unet
 from ..config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
 from ..errors import SpectralError
+from ..presets import Preset
+from . import assumptions
 from .diffusers_config import FIRST_STAGE_CLASSES, read_bert, read_classes, read_clip, read_first_stage, read_schedule
 from .diffusers_keys import Row, conditioner_rows, first_stage_rows, to_ldm, unet_rows
 from .diffusers_settings import (
@@ -38,8 +40,6 @@ from .tensor_files import open_tensors
 __all__ = ["files", "is_folder", "read", "read_text_encoder", "write"]
 
 _STAGE_FOLDERS = ("vae", "vqvae")
-#: Without cross-attention, and with it: what most such U-Nets were trained with.
-_UNSAID_SCHEDULES = {False: ScheduleConfig(0.0015, 0.0195), True: ScheduleConfig(0.00085, 0.012)}
 
 _CONDITIONERS: dict[str, Callable[[Settings], ConditioningConfig]] = {
     "text_encoder": read_clip,
@@ -101,26 +101,30 @@ def read(path: Path, options: ReadOptions, beside: ModelConfig | None = None) ->
         tensors.update({prefix + name: tensor for name, tensor in found.items()})
         texts.update(more)
 
+    known = None
     if network:
         architecture = _read_unet(network, options, notes)
-        config = replace(config, unet=architecture, schedule=_read_schedule(folder, architecture, options, notes))
+        known = assumptions.signature(architecture)
         add(UNET, network, unet_rows(architecture))
+        weights = {name.removeprefix(UNET): tensor for name, tensor in tensors.items()}
+        schedule = _read_schedule(folder, architecture, known, weights, options, notes)
+        config = replace(config, unet=architecture, schedule=schedule)
     if stage:
         first_stage, scale_factor = _read_first_stage(stage, notes)
         config = replace(config, first_stage=first_stage, scale_factor=options.scale_factor or scale_factor)
         add(FIRST_STAGE, stage, first_stage_rows(first_stage))
-    elif beside is not None and not options.scale_factor:
-        config = replace(config, scale_factor=beside.scale_factor)
-        notes.append(
-            f"{path.name} does not tell its scale_factor; {beside.scale_factor:.7g}, of the first stage's file, is "
-            "assumed."
-        )
+    else:
+        scale_factor, more = assumptions.scale_factor(None, known, options, beside)
+        config = replace(config, scale_factor=scale_factor)
+        notes += more
     if config.unet and config.unet.use_spatial_transformer:
         condition = ConditioningConfig("external", width=config.unet.context_dim or 0)
         settings = _find_conditioner(folder)
         if settings:
             condition = _CONDITIONERS[settings.path.parent.name](settings)
             add(CONDITIONER, settings, conditioner_rows(condition))
+        else:
+            notes.append(assumptions.WITHOUT_CONDITIONER)
         config = replace(config, conditioning=condition)
     averaged = network is not None and network.path.parent.name == "unet_ema"
     return Source(path, config, tensors, texts, tuple(notes), averaged)
@@ -130,11 +134,20 @@ def read(path: Path, options: ReadOptions, beside: ModelConfig | None = None) ->
 _TEXT_MODELS = {"clip_text_model": "text_encoder", "ldmbert": "bert"}
 
 
-def read_text_encoder(path: Path) -> tuple[ConditioningConfig, dict[str, Tensor]]:
+def describes_text_encoder(folder: Path) -> bool:
+    """Whether the config.json in a folder is of a text encoder."""
+    try:
+        return str(Settings(folder / CONFIG).get("model_type")) in _TEXT_MODELS
+    except SpectralError:
+        return False
+
+
+def read_text_encoder(path: Path, weights: Path | None = None) -> tuple[ConditioningConfig, dict[str, Tensor]]:
     """The text encoder of a pipeline's folder, or of its sub-folder, and its weights by the names of LDM.
 
     Args:
         path: a folder with `text_encoder` or `bert` in it, or one of these.
+        weights: the file in it that is meant; None: the best of those that are there.
 
     Raises:
         SpectralError: there is none, or a file is missing, damaged or does not go with its config.json.
@@ -144,10 +157,11 @@ def read_text_encoder(path: Path) -> tuple[ConditioningConfig, dict[str, Tensor]
     kind = _TEXT_MODELS.get(str(settings.get("model_type"))) if settings else None
     if settings is None or kind is None:
         raise SpectralError(
-            f"{path} is a folder without a text encoder; expected text_encoder/ or bert/ in it, or one of these."
+            f"{path} is a folder without a text encoder; expected text_encoder/ or bert/ in it, or one of these (or "
+            "give a file of weights)."
         )
     condition = _CONDITIONERS[kind](settings)
-    return condition, _tensors(settings.path.parent, conditioner_rows(condition), kind)[0]
+    return condition, _tensors(settings.path.parent, conditioner_rows(condition), kind, weights)[0]
 
 
 def _find(path: Path, options: ReadOptions) -> tuple[Settings | None, Settings | None]:
@@ -221,22 +235,35 @@ def _note_unread(settings: Settings, notes: list[str]) -> None:
         notes.append(f"{settings.name} has settings that are not known here and were ignored: {names}.")
 
 
-def _read_schedule(path: Path, network: UNetConfig, options: ReadOptions, notes: list[str]) -> ScheduleConfig:
-    """The schedule beside the U-Net; where there is none, the one that most such U-Nets were trained with."""
+def _read_schedule(
+    path: Path,
+    network: UNetConfig,
+    known: Preset | None,
+    weights: Mapping[str, Tensor],
+    options: ReadOptions,
+    notes: list[str],
+) -> ScheduleConfig:
+    """The schedule beside the U-Net; where there is none, the published model's, or the usual one."""
     file = path / "scheduler" / SCHEDULER_CONFIG
     if os.path.lexists(file):
         return read_schedule(Settings(file), options.prediction)
-    schedule = _UNSAID_SCHEDULES[network.use_spatial_transformer]
-    notes.append(
-        f"{path.name} has no scheduler/{SCHEDULER_CONFIG}; β from {schedule.linear_start} to {schedule.linear_end} "
-        "is assumed."
-    )
-    return replace(schedule, prediction=options.prediction or schedule.prediction)
+    schedule, more = assumptions.schedule(network, known)
+    prediction = options.prediction or assumptions.prediction(weights, network)
+    notes += more
+    if options.prediction is None:
+        seen = "velocity (v)" if prediction == "v" else "noise (eps)"
+        notes.append(
+            f"{path.name} has no scheduler/{SCHEDULER_CONFIG}; that it predicts {seen} is assumed (set prediction to "
+            "change it)."
+        )
+    return replace(schedule, prediction=prediction)
 
 
-def _tensors(folder: Path, rows: Iterable[Row], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _tensors(
+    folder: Path, rows: Iterable[Row], kind: str, weights: Path | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of one sub-folder in LDM's layout, and the texts beside them; `kind` is what such ones are called."""
-    found, texts, file = _weights(folder)
+    found, texts, file = (*_opened(weights), weights) if weights is not None else _weights(folder)
     dropped = _DROPPED.get(kind)
     found = {name: tensor for name, tensor in found.items() if not (dropped and dropped.fullmatch(name))}
     if kind == "text_encoder" and not any(name.startswith("text_model.") for name in found):

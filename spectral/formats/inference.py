@@ -1,6 +1,6 @@
 """What architecture the names and shapes of LDM's tensors mean. File names are never looked at.
 
-Shapes do not tell how many heads attention has; a table of the published models does, and a rule for the rest.
+Shapes do not tell how many heads attention has, nor the size that a network was trained at: see `assumptions`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .. import presets
 from ..config import FirstStageConfig, UNetConfig
 from ..errors import SpectralError
-from ..presets import Preset
 from .evidence import Evidence, most_common
-from .source import ReadOptions
 
 
 def unet(tensors: Mapping[str, Tensor], where: str) -> UNetConfig:
@@ -105,59 +102,6 @@ def _with_transformer(config: UNetConfig, seen: Evidence) -> UNetConfig:
         context_dim=context,
         use_linear_in_transformer=axes == 2,
     )
-
-
-#: Of two models whose networks are alike, the one that people have.
-_PREFERRED = (presets.PRESETS["stable_diffusion_1"],)
-
-
-def signature(found: UNetConfig) -> Preset | None:
-    """The published model that has this architecture."""
-    for preset in (*_PREFERRED, *presets.PRESETS.values()):
-        known = preset.unet
-        seen = replace(
-            found,
-            num_heads=known.num_heads,
-            num_head_channels=known.num_head_channels,
-            image_size=known.image_size,
-            attention_resolutions=known.attention_resolutions,
-        )
-        if seen == known and set(found.attention_resolutions) == set(known.attention_resolutions):
-            return preset
-    return None
-
-
-def completed(
-    found: UNetConfig, known: Preset | None, stage: FirstStageConfig | None, options: ReadOptions
-) -> tuple[UNetConfig, list[str]]:
-    """The architecture with what shapes do not tell, and a sentence for everything that had to be assumed."""
-    notes: list[str] = []
-    if options.heads or options.head_channels:
-        found = replace(found, num_heads=options.heads or -1, num_head_channels=options.head_channels or -1)
-    elif known is not None:
-        found = replace(found, num_heads=known.unet.num_heads, num_head_channels=known.unet.num_head_channels)
-    else:
-        heads, width = _usual_heads(found)
-        found = replace(found, num_heads=heads, num_head_channels=width)
-        said = f"{heads} attention heads" if heads > 0 else f"attention heads of {width} channels"
-        notes.append(f"The file does not tell its attention heads; {said} are assumed (set heads if that is wrong).")
-    if options.image_size:
-        return replace(found, image_size=options.image_size), notes
-    if known is not None:
-        known_size = known.unet.image_size
-        return replace(found, image_size=known_size, attention_resolutions=known.unet.attention_resolutions), notes
-    side = 256 // stage.downscale if stage is not None else (64 if found.in_channels == 3 else 32)
-    notes.append(f"The file does not tell its latent size; {side} × {side} is assumed (set image_size to change it).")
-    return replace(found, image_size=max(1, side)), notes
-
-
-def _usual_heads(found: UNetConfig) -> tuple[int, int]:
-    """num_heads and num_head_channels that LDM's authors use with this kind of attention."""
-    if found.use_linear_in_transformer:
-        return -1, 64
-    if found.use_spatial_transformer or found.resblock_updown:
-        return 8, -1
-    return -1, 32
 
 
 def first_stage(tensors: Mapping[str, Tensor], where: str) -> FirstStageConfig:

@@ -16,7 +16,7 @@ from ..errors import SpectralError
 from ..presets import Preset
 from ..unet import UNet
 from ..unet import check as check_unet
-from . import inference, text_keys
+from . import assumptions, inference, text_keys
 from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 
 #: Averages lie under this prefix, by the name inside `model.` with its dots removed.
@@ -44,8 +44,6 @@ _BUFFERS = {
     AVERAGE + "decay",
     AVERAGE + "num_updates",
 }
-#: What is noted of a file whose U-Net attends to a context that nothing in it makes.
-WITHOUT_CONDITIONER = "The file holds no conditioner; a text model needs its text encoder from another file."
 #: Parts that no inference reads: the discriminator and perceptual loss of a first stage in training, and the like.
 _UNREAD = (FIRST_STAGE + "loss.", FIRST_STAGE + "model_ema.", CONDITIONER + "transformer.to_logits.")
 #: First names of tensors in other kinds of files, and what to say about them.
@@ -59,9 +57,14 @@ _OTHERS = {
     "lora_te_": "a LoRA; load it with Load LoRA",
     "unet.down_blocks.": "a LoRA; load it with Load LoRA",
     "down_blocks.": "one part of a diffusers folder; give the folder",
+    "encoder.down_blocks.": "one part of a diffusers folder; give the folder",
     "text_model.": "a text encoder alone",
     "transformer.resblocks.": "a text encoder alone",
 }
+
+
+#: Which else would look like LDM's first stage.
+_PARTS_OF_FOLDERS = ("encoder.down_blocks.", "decoder.up_blocks.")
 
 
 def read(
@@ -90,9 +93,9 @@ def read(
         )
     where = f"{path.name}: "
     found = inference.unet(parts[UNET], where + UNET)
-    known = inference.signature(found)
+    known = assumptions.signature(found)
     serving = beside.first_stage if beside is not None else stage
-    unet, notes = inference.completed(found, known, serving, options)
+    unet, notes = assumptions.completed(found, known, serving, options)
     averaged = options.ema and any(key.startswith(AVERAGE) and key not in _BUFFERS for key in tensors)
     if averaged:
         parts[UNET] = _averaged(path.name, unet, parts[UNET], tensors)
@@ -114,14 +117,9 @@ def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
     Raises:
         SpectralError: there is neither a U-Net nor a first stage, or a tensor that belongs to no part.
     """
-    for prefix in ("", "diffusion_model.", "model."):
-        if any(key.startswith((prefix + "input_blocks.", prefix + "output_blocks.")) for key in tensors):
-            tensors = {
-                key if key in _BUFFERS or key.startswith(AVERAGE) else UNET + key.removeprefix(prefix): tensor
-                for key, tensor in tensors.items()
-            }
-    if any(key.startswith(("encoder.conv_", "encoder.down.")) for key in tensors):
-        tensors = {FIRST_STAGE + key: tensor for key, tensor in tensors.items()}
+    if any(key.startswith(_PARTS_OF_FOLDERS) for key in tensors):
+        raise SpectralError(_unknown(name, next(iter(tensors)), tensors))
+    tensors = _with_prefixes(tensors)
     parts: dict[str, dict[str, Tensor]] = {UNET: {}, FIRST_STAGE: {}, CONDITIONER: {}}
     for key, tensor in tensors.items():
         if key in _BUFFERS or key.startswith((*_UNREAD, AVERAGE)) or key.endswith(".position_ids"):
@@ -134,6 +132,21 @@ def _parts(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
     if not blocks and (parts[UNET] or not parts[FIRST_STAGE]):
         raise SpectralError(_unknown(name, next(iter(tensors), "nothing"), tensors))
     return parts
+
+
+def _with_prefixes(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a U-Net or a first stage alone, as in a whole model's file."""
+    if any(key.startswith((UNET, FIRST_STAGE)) for key in tensors):
+        return tensors
+    for prefix in ("", "diffusion_model.", "model."):
+        if any(key.startswith((prefix + "input_blocks.", prefix + "output_blocks.")) for key in tensors):
+            return {
+                key if key in _BUFFERS or key.startswith(AVERAGE) else UNET + key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+            }
+    if any(key.startswith(("encoder.conv_", "encoder.down.")) for key in tensors):
+        return {FIRST_STAGE + key: tensor for key, tensor in tensors.items()}
+    return tensors
 
 
 def _unknown(name: str, key: str, tensors: Mapping[str, Tensor]) -> str:
@@ -205,7 +218,7 @@ def _conditioning(
         return ConditioningConfig(), tensors, []
     assert unet.context_dim is not None
     if not tensors:
-        return ConditioningConfig("external", width=unet.context_dim), {}, [WITHOUT_CONDITIONER]
+        return ConditioningConfig("external", width=unet.context_dim), {}, [assumptions.WITHOUT_CONDITIONER]
     if "embedding.weight" in tensors:
         return _classes(tensors, unet, where)
     for mark, convert in _TOWERS.items():
@@ -245,8 +258,7 @@ def _open_clip(tensors: dict[str, Tensor], where: str) -> tuple[ConditioningConf
     inner = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
     converted = text_keys.from_open_clip(inner, where)
     described = text_keys.describe(converted, where)
-    # Files that were made from diffusers' folders lack the last of the 24 layers, which is never run.
-    skip = 1 if described.width != 1024 or described.layers == 24 else 0
+    skip = text_keys.unused_layers(described.width, described.layers)
     return replace(described, activation="gelu", skip_last=skip, pad_token=0), converted
 
 
@@ -274,17 +286,12 @@ def _schedule(
     options: ReadOptions,
 ) -> tuple[ScheduleConfig, list[str]]:
     """The noise schedule from the file's own buffer, else from the published model of this architecture."""
-    notes: list[str] = []
     if "betas" in tensors:
-        schedule = _from_betas(tensors["betas"], where)
-    elif known is not None:
-        schedule = replace(known.schedule, prediction="eps")
+        schedule, notes = _from_betas(tensors["betas"], where), list[str]()
     else:
-        schedule = presets.STABLE if unet.in_channels == 4 and unet.use_spatial_transformer else presets.LINEAR
-        notes.append(
-            f"The file does not tell its noise schedule; β from {schedule.linear_start} to {schedule.linear_end} is "
-            "assumed."
-        )
+        schedule, notes = assumptions.schedule(unet, known)
+    if "ztsnr" in tensors:
+        notes.append("The file asks for a schedule with zero terminal SNR (ztsnr), which is not applied.")
     return replace(schedule, prediction=options.prediction or _prediction(tensors, metadata, weights, unet)), notes
 
 
@@ -307,24 +314,18 @@ def _from_betas(betas: Tensor, where: str) -> ScheduleConfig:
 
 
 def _precision(tensor: Tensor) -> float:
-    """Relative difference within which a stored number may be the published one, rounded."""
-    return 4 * torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+    """Relative difference within which a stored number may be the published one, rounded (twice at the most)."""
+    return 0.75 * torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
 
 
 def _prediction(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], weights: Mapping[str, Tensor], unet: UNetConfig
 ) -> Literal["eps", "v"]:
-    """Whether the U-Net predicts noise or velocity: said by the file, or seen in Stable Diffusion 2.x's weights.
-
-    The bias of one normalisation is spread wider in the velocity model than in the base model; ComfyUI looks there too.
-    """
+    """Whether the U-Net predicts noise or velocity: said by the file, or seen in its weights."""
     said = metadata.get("modelspec.prediction_type", "").lower()
     if "v_pred" in tensors or said.startswith("v"):
         return "v"
-    bias = weights.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    if said or bias is None or unet.context_dim != 1024 or not unet.use_linear_in_transformer:
-        return "eps"
-    return "v" if bias.dim() == 1 and len(bias) > 1 and float(bias.float().std(correction=0)) > 0.09 else "eps"
+    return "eps" if said else assumptions.prediction(weights, unet)
 
 
 def _scale(
@@ -335,26 +336,15 @@ def _scale(
     options: ReadOptions,
     beside: ModelConfig | None,
 ) -> tuple[float, list[str]]:
-    """What first-stage latents are multiplied with: the file's own number, else the published model's, else the one
-    that the first stage from another file is used with."""
-    if options.scale_factor:
-        return options.scale_factor, []
-    if "scale_factor" in tensors:
-        number = tensors["scale_factor"]
-        if number.numel() != 1:
-            raise SpectralError(f"{where}scale_factor has shape {list(number.shape)}; expected one number.")
-        scale = float(f"{float(number):.7g}")
-        published = (preset.scale_factor for preset in presets.PRESETS.values())
-        return next((value for value in published if abs(scale / value - 1) < _precision(number)), scale), []
-    if known is not None and known.unet != presets.PRESETS["lsun_churches256"].unet:
-        return known.scale_factor, []
-    if beside is not None:
-        said = (
-            f"The file does not tell its scale_factor; {beside.scale_factor:.7g}, of the first stage's file, is assumed"
-        )
-        return beside.scale_factor, [f"{said} (set scale_factor to change it)."]
-    scale = presets.STABLE_SCALE if stage is not None and stage.kind == "kl" else 1.0
-    return scale, [f"The file does not tell its scale_factor; {scale} is assumed (set scale_factor to change it)."]
+    """What first-stage latents are multiplied with: the file's own number, where it has one."""
+    if "scale_factor" not in tensors or options.scale_factor:
+        return assumptions.scale_factor(stage, known, options, beside)
+    number = tensors["scale_factor"]
+    if number.numel() != 1:
+        raise SpectralError(f"{where}scale_factor has shape {list(number.shape)}; expected one number.")
+    scale = float(f"{float(number):.7g}")
+    published = (preset.scale_factor for preset in presets.PRESETS.values())
+    return next((value for value in published if abs(scale / value - 1) < _precision(number)), scale), []
 
 
 def _preset_name(unet: UNetConfig, stage: FirstStageConfig | None, conditioning: ConditioningConfig) -> str | None:

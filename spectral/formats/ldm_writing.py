@@ -54,6 +54,8 @@ def _named(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         return dict(tensors)
     tower = {name.removeprefix(CONDITIONER): tensor for name, tensor in tensors.items() if name.startswith(CONDITIONER)}
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONDITIONER)}
+    if condition.skip_last < text_keys.unused_layers(condition.width, condition.layers):
+        tower |= text_keys.with_one_more_layer(tower, condition.layers)
     return rest | {f"{CONDITIONER}model.{name}": tensor for name, tensor in text_keys.to_open_clip(tower).items()}
 
 

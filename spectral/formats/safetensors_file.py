@@ -18,6 +18,8 @@ from ..errors import SpectralError
 
 #: Bytes. Stable Diffusion's header has 0.2 million; merged models and embedded thumbnails a few more.
 LARGEST_HEADER = 2 * 2**20
+#: A checkpoint with averages and moments has some 5000.
+MOST_TENSORS = 10_000
 #: Bytes of the number that a file starts with: the length of its header.
 _PREFIX = 8
 
@@ -54,7 +56,9 @@ def _check_header(path: Path) -> None:
         if length > LARGEST_HEADER:
             raise ValueError(f"its header has {length} bytes, more than any model's ({LARGEST_HEADER})")
         header = file.read(length)
-    json.loads(header, object_pairs_hook=_without_twins, parse_int=_short_number)
+    content = json.loads(header, object_pairs_hook=_without_twins, parse_int=_short_number)
+    if isinstance(content, dict) and len(content) > MOST_TENSORS + 1:
+        raise ValueError(f"it holds {len(content)} tensors, more than any model ({MOST_TENSORS})")
 
 
 def _short_number(digits: str) -> int:

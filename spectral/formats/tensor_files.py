@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..errors import SpectralError
-from .safetensors_file import is_safetensors, open_safetensors
+from .safetensors_file import MOST_TENSORS, is_safetensors, open_safetensors
 from .torch_file import is_archive, open_archive
 
 #: The names under which such files are offered to a user.
 EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
-#: A checkpoint with averages and moments has some 5000 tensors, names of 100 characters and 4 axes.
-MOST_TENSORS, LONGEST_NAME, MOST_AXES = 20_000, 400, 8
+#: A checkpoint has names of 100 characters and 4 axes.
+LONGEST_NAME, MOST_AXES = 400, 8
 #: Weights are floating; buffers may be whole numbers.
 DTYPES = {
     torch.float64,

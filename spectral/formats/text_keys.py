@@ -105,6 +105,12 @@ def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return theirs
 
 
+def with_one_more_layer(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A last layer under our names, equal to the one before: for readers that do not run the last one."""
+    last, more = (f"{MODEL}encoder.layers.{index}." for index in (layers - 1, layers))
+    return {more + name.removeprefix(last): tensor for name, tensor in tensors.items() if name.startswith(last)}
+
+
 def from_transformers(tensors: Mapping[str, Tensor], where: str = "the text encoder") -> dict[str, Tensor]:
     """A transformers CLIPTextModel, with or without its prefix `text_model.`, under our names.
 
@@ -135,6 +141,15 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name != PROJECTION and not name.startswith(MODEL):
             raise _foreign("the text encoder", name)
     return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+
+
+def unused_layers(width: int, layers: int) -> int:
+    """How many last layers of an OpenCLIP tower are not run: 1, as Stable Diffusion 2.x takes the states before it.
+
+    Files of Stable Diffusion 2.x that were made from diffusers' folders lack that one of ViT-H's 24 layers. A tower of
+    one layer runs it.
+    """
+    return 0 if layers == 1 or (width == 1024 and layers != 24) else 1
 
 
 def describe(

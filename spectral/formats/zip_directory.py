@@ -14,6 +14,10 @@ LARGEST_DIRECTORY, MOST_RECORDS = 4 * 2**20, 20_000
 #: The extra field that gives a record a second name.
 _UNICODE_PATH = 0x7075
 
+#: Bytes that an entry keeps beside its name; torch.save needs 28, for records of more than 4 GB.
+LARGEST_EXTRA = 1024
+
+_ENTRY = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
@@ -110,6 +114,17 @@ def _check_end(file: BinaryIO) -> None:
         raise ValueError("its table of contents is not where its end says")
     if size > LARGEST_DIRECTORY or entries > MOST_RECORDS:
         raise ValueError("its table of contents is larger than any model's")
+    _check_entries(_at(file, offset, size))
+
+
+def _check_entries(directory: bytes) -> None:
+    """That no entry keeps more beside its name than torch.save does; readers go through that field by field."""
+    place = 0
+    while place < len(directory):
+        signature, *_, name, extra, comment, _, _, _, _ = _ENTRY.unpack_from(directory, place)
+        if signature != b"PK\x01\x02" or extra > LARGEST_EXTRA:
+            raise ValueError("its table of contents is not as torch.save writes it")
+        place += _ENTRY.size + name + extra + comment
 
 
 def _at(file: BinaryIO, place: int, size: int) -> bytes:

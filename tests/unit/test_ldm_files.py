@@ -240,6 +240,21 @@ def test_the_schedule_is_the_files_own(start: float, end: float, dtype: torch.dt
     assert config.schedule == ScheduleConfig(start, end) and config.scale_factor == 0.18215
 
 
+@pytest.mark.parametrize("scale", [0.178, 0.18, 0.186, 0.98, 1.02, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_scale_near_a_published_one_stays_what_it_is(scale: float, dtype: torch.dtype) -> None:
+    stored = torch.tensor(scale, dtype=dtype)
+    state = Parts.make(CONDITIONED, KL, CLASSES).state() | {"scale_factor": stored}
+    assert ldm.read(Path("x.ckpt"), state, {}, ReadOptions()).config.scale_factor == pytest.approx(float(stored))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_rounded_published_scale_is_the_published_one(dtype: torch.dtype) -> None:
+    stored = torch.tensor(0.18215).half().to(dtype) if dtype == torch.bfloat16 else torch.tensor(0.18215, dtype=dtype)
+    state = Parts.make(CONDITIONED, KL, CLASSES).state() | {"scale_factor": stored}
+    assert ldm.read(Path("x.ckpt"), state, {}, ReadOptions()).config.scale_factor == 0.18215
+
+
 def test_an_unpublished_schedule_is_kept_and_one_of_another_form_refused() -> None:
     state = Parts.make(UNCONDITIONAL, VQ, ConditioningConfig()).state()
     own = state | {"betas": Schedule(0.001, 0.03, 500).betas.float()}
@@ -311,6 +326,7 @@ OTHERS = {
     "lora_unet_down_blocks_0.lora_up.weight": "LoRA",
     "control_model.input_hint_block.0.weight": "ControlNet",
     "down_blocks.0.resnets.0.conv1.weight": "one part of a diffusers folder",
+    "encoder.down_blocks.0.resnets.0.conv1.weight": "one part of a diffusers folder",
     "text_model.embeddings.token_embedding.weight": "text encoder alone",
     "layer.0.weight": "holds no latent diffusion model",
 }

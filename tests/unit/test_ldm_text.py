@@ -162,16 +162,30 @@ def test_tokens_never_ask_the_network(nowhere: Path, tmp_path: Path, monkeypatch
     ("words", "settings", "says"),
     [
         (WORDS[:-1], {}, "holds 13 tokens, the model's text encoder knows 14"),
+        ((*WORDS, "a"), {}, "the same token on several lines"),
         (("a", "b"), {}, r"has no token \[PAD\]"),
         (WORDS, {"pad_token": 4}, r"pad_token is 4, but .* has \[PAD\] at 0"),
     ],
-    ids=["size", "no-bert", "padding"],
+    ids=["size", "twice", "no-bert", "padding"],
 )
 def test_another_vocabulary_is_refused(
     words: tuple[str, ...], settings: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpectralError, match=says):
         tokens_of(replace(SMALL, **settings), ["a"], written(tmp_path, words))
+
+
+def test_a_vocabulary_without_end_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "vocab.txt", "wb") as file:
+        file.truncate(6 * 2**30)
+    with pytest.raises(SpectralError, match="has 6442450944 bytes, more than any vocabulary; download"):
+        tokens_of(SMALL, ["a"], tmp_path)
+
+
+def test_a_byte_order_mark_is_no_token(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert tokens_of(SMALL, ["a"], path)[0, 1] == 4
 
 
 def test_a_vocabulary_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -126,6 +126,11 @@ SURPLUS = [
     "first_stage_model.quantize.used",
     "cond_stage_model.surplus",
     "model.surplus",
+    "model.input_blocks.1",
+    "input_blocks.99.x",
+    "output_blocks.0.x",
+    "encoder.down.0.x",
+    "encoder.conv_in.weight",
     "surplus",
 ]
 

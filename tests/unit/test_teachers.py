@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral import checkpoint, presets
 from spectral_diffusion.spectral.config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig
 from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.formats.diffusers_keys import to_diffusers, unet_rows
+from spectral_diffusion.spectral.formats.diffusers_unet import write_unet
 from spectral_diffusion.spectral.formats.source import ReadOptions
+from spectral_diffusion.spectral.unet import UNet
 from spectral_diffusion.training import cli
 from spectral_diffusion.training.teachers import assemble, open_teacher
 
@@ -118,6 +123,43 @@ def test_a_unet_takes_its_scale_from_the_first_stage_beside_it(
     assert any("scale_factor" in note and "0.5" in note for note in file.notes)
     assert file.config.unet.image_size == (64 if layout == "ldm" else 32)
     assert assemble(unet, ReadOptions(scale_factor=0.25), first_stage=stage).config.scale_factor == 0.25
+
+
+def write_zeros(path: Path, shapes: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """A float32 safetensors file of any size that takes no room: zeros that are not there, but for a few tensors."""
+    header, places, end = {}, {}, 0
+    for key, tensor in shapes.items():
+        places[key] = end
+        end += 4 * tensor.numel()
+        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [places[key], end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+        for key, tensor in values.items():
+            file.seek(8 + len(text) + places[key])
+            file.write(tensor.numpy().tobytes())
+
+
+@pytest.mark.parametrize(("name", "spread", "predicts"), [("1", 0.2, "eps"), ("2", 0.02, "eps"), ("2", 0.2, "v")])
+def test_a_folder_with_a_unet_alone_is_known_by_its_architecture(
+    name: str, spread: float, predicts: str, tmp_path: Path
+) -> None:
+    """As a file with the same U-Net is; Stable Diffusion's velocity is seen in its weights, and the rest is said."""
+    unet = presets.PRESETS[f"stable_diffusion_{name}"].unet
+    with torch.device("meta"):
+        state = UNet(unet).state_dict()
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(write_unet(unet)))
+    renamed = to_diffusers(unet_rows(unet), state, "The U-Net")
+    bias = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
+    values = torch.linspace(-1, 1, renamed[bias].numel()) * spread * 3**0.5
+    write_zeros(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", renamed, {bias: values})
+    read = checkpoint.read(tmp_path)
+    assert read.config.scale_factor == 0.18215 and read.config.schedule.prediction == predicts
+    assert (read.config.schedule.linear_start, read.config.schedule.linear_end) == (0.00085, 0.012)
+    assert any("holds no conditioner" in note for note in read.notes)
+    assert any("predicts" in note and "is assumed" in note for note in read.notes)
 
 
 def test_what_is_assumed_of_a_teacher_is_said_and_kept(

@@ -24,7 +24,7 @@ from spectral_diffusion.training.conditions import tokenize
 from spectral_diffusion.training.text_encoders import open_text_encoder
 
 from . import clip, tiny
-from .ldm_files import CLIP, CONDITIONED, KL, Parts
+from .ldm_files import CLIP, CONDITIONED, KL, OPEN_CLIP, Parts
 
 LDM = ConditioningConfig("text", width=32, layers=2, heads=2, tower="ldm", vocabulary=50, pad_token=0)
 Weights = dict[str, Tensor]
@@ -102,7 +102,7 @@ def test_every_layout_gives_the_same_states(
     layout: str, suffix: str, whole: Weights, expected: Tensor, tmp_path: Path
 ) -> None:
     path = written(tmp_path / f"encoder{suffix}", LAYOUTS[layout](whole))
-    config, weights = open_text_encoder(path, 128, activation="gelu")
+    config, weights = open_text_encoder(path, 128, activation="gelu", skip_last=0)
     assert (config.kind, config.tower, config.layers, config.heads, config.skip_last) == ("text", "clip", 3, 2, 0)
     assert config.projection == (layout != "transformers-text")
     torch.testing.assert_close(states(config, weights, tokenize(["a red apple"])), expected, rtol=1e-4, atol=1e-4)
@@ -116,8 +116,9 @@ def test_every_layout_gives_the_same_states(
         ({"width": 1024, "layers": 23}, "transformers", ("gelu", 16, 0, 0)),
         ({"width": 128, "layers": 1}, "openai", ("quick_gelu", 2, 0, 49407)),
         ({"width": 128, "layers": 1}, "open_clip", ("gelu", 2, 0, 0)),
+        ({"width": 128, "layers": 2}, "open_clip", ("gelu", 2, 1, 0)),
     ],
-    ids=["vit-l", "vit-h", "vit-h-of-a-diffusers-folder", "openai", "others"],
+    ids=["vit-l", "vit-h", "vit-h-of-a-diffusers-folder", "openai", "of-one-layer", "others"],
 )
 def test_what_weights_do_not_tell_is_as_stable_diffusion_has_it(
     sizes: dict[str, int], layout: str, found: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
@@ -167,7 +168,7 @@ def test_a_projection_to_another_width_is_left_out(tmp_path: Path) -> None:
     """As in OpenAI's ResNet-50, whose text tower is of 512 channels and projects to 1024."""
     model = clip.in_open_clip(projected=64)
     path = written(tmp_path / "encoder.safetensors", model.state_dict())
-    config, weights = open_text_encoder(path)
+    config, weights = open_text_encoder(path, skip_last=0)
     assert not config.projection
     tokens = tokenize(["a red apple"])
     torch.testing.assert_close(states(config, weights, tokens), clip.states(model, tokens), rtol=1e-4, atol=1e-4)
@@ -223,10 +224,48 @@ def test_folders_say_what_weights_do_not(tmp_path: Path) -> None:
         described, weights = open_text_encoder(folder, 64)
         assert described == config.conditioning and weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    file = tmp_path / "folder" / "text_encoder" / "model.safetensors"
+    assert open_text_encoder(file, 64)[0] == config.conditioning  # as the config.json beside it says
     with pytest.raises(SpectralError, match="width 64; expected 768"):
         open_text_encoder(tmp_path / "folder", 768)
     with pytest.raises(SpectralError, match="unet is a folder without a text encoder"):
         open_text_encoder(tmp_path / "folder" / "unet")
+
+
+def test_open_clips_tower_is_the_same_from_wherever_it_is_taken(tmp_path: Path) -> None:
+    """In a checkpoint, by itself, and through a diffusers folder and back, where a layer that is not run gets lost."""
+    tower = replace(OPEN_CLIP, layers=3)
+    parts = Parts.make(CONDITIONED, KL, tower)
+    tokens = tokenize(["a red apple"], pad=0)
+    assert parts.conditioner is not None
+    config = ModelConfig("teacher", CONDITIONED, KL, tower)
+    own = checkpoint.save(
+        tmp_path / "own.safetensors",
+        config,
+        unet=parts.unet,
+        first_stage=parts.first_stage,
+        conditioner=parts.conditioner,
+    )
+    states = [parts.conditioner(tokens)]
+    for name, layout in (
+        ("ldm.ckpt", "ldm"),
+        ("folder", "diffusers"),
+        ("back.safetensors", "ldm"),
+        ("end", "diffusers"),
+    ):
+        assert not any(
+            "skip_last" in said for said in checkpoint.convert(checkpoint.read(own), tmp_path / name, layout)
+        )
+        own = tmp_path / name
+        opened = checkpoint.load(own)
+        assert opened.conditioner is not None
+        states.append(opened.conditioner(tokens))
+        described, weights = open_text_encoder(own)
+        module = build(described)
+        assert module is not None
+        module.load_state_dict(weights)
+        states.append(module(tokens))
+    assert all(torch.allclose(state, states[0], atol=1e-5) for state in states)
 
 
 def test_a_damaged_archive_is_refused(whole: Weights, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import types
 import zipfile
 import zlib
@@ -347,6 +348,19 @@ def test_a_record_with_two_names(write: Any, tmp_path: Path) -> None:
         archive.writestr("archive/version", b"3")
         write(archive, "archive/data.pkl", b"\x80\x02}.")
     assert "two names" in refused(path)
+
+
+def test_an_entry_with_much_beside_its_name_is_refused_at_once(tmp_path: Path) -> None:
+    """Readers go through such fields one by one, each time copying the rest."""
+    path = tmp_path / "extra.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(63):
+            info = zipfile.ZipInfo(f"archive/{index}")
+            info.extra = struct.pack("<2H", 0x9999, 0) * 16383
+            archive.writestr(info, b"")
+    began = time.process_time()
+    assert "table of contents is not as torch.save writes it" in refused(path)
+    assert time.process_time() - began < 1
 
 
 def test_a_stretched_tensor_is_not_blown_up(state: dict[str, Tensor], tmp_path: Path) -> None:
