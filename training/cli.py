@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..spectral.errors import SpectralError, printable
 from ..spectral.formats.source import ReadOptions
+from .stopping import StoppedRun
 
 T = TypeVar("T")
 
@@ -77,6 +78,9 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     except ModuleNotFoundError as error:
         print(f"{error.name} is not installed; run: pip install -e '.[train]'", file=sys.stderr)
         return 2
+    except StoppedRun as stopped:
+        print(stopped, file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130

@@ -110,14 +110,18 @@ class Conditions:
             self.ids = _labels(config, data)
             self.null = torch.tensor([config.n_classes - 1]) if has_null(config) else None
 
-    def context(self, conditioner: nn.Module | None, indices: Tensor) -> Tensor | None:
-        """Contexts [B, T, width] of the images at `indices`, each replaced by the null one with chance `dropout`."""
+    def context(self, conditioner: nn.Module | None, indices: Tensor, drawn: Tensor) -> Tensor | None:
+        """Contexts [B, T, width] of the images at `indices`, each the null one where `drawn` is below `dropout`.
+
+        Args:
+            drawn: [B], uniform in [0, 1).
+        """
         if self.ids is None or conditioner is None:
             return None
         device = next(conditioner.parameters()).device
         ids = self.ids[indices.cpu()]
         if self.dropout > 0 and self.null is not None:
-            dropped = torch.rand(len(ids)) < self.dropout
+            dropped = drawn < self.dropout
             ids = torch.where(dropped.view(-1, *[1] * (ids.dim() - 1)), self.null, ids)
         return conditioner(ids.to(device))  # type: ignore[no-any-return]
 

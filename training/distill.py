@@ -23,10 +23,12 @@ from ..spectral.formats.source import ReadOptions
 from ..spectral.unet import Tap, UNet, check
 from ..spectral.wordpiece import find_vocabulary
 from . import cli
+from .batches import Batch, ShuffledIndices
 from .conditions import Conditions
 from .images import DataConfig, latents, load
 from .loop import RunConfig, check_dropout, check_weight, fit
 from .losses import frequency_loss, spatial_loss, spectrum_weights
+from .randomness import SampleRandom
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
 from .teachers import open_teacher
@@ -129,7 +131,7 @@ class DistillTask(nn.Module):
     ) -> None:
         super().__init__()
         assert teacher.unet is not None
-        self.x_0, self.conditions, self.weights = x_0, conditions, config.loss
+        self.x_0, self.conditions, self.weights, self.seed = x_0, conditions, config.loss, config.run.seed
         self.schedule: Schedule = teacher.schedule
         self.student = UNet(student)
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
@@ -140,16 +142,16 @@ class DistillTask(nn.Module):
         own = self.student.tap_channels()
         self.align = nn.ModuleList(nn.Conv2d(own[tap], widths[tap], 1) for tap in self.taps)
 
-    def forward(self, indices: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = next(self.parameters()).device
         teacher, conditioner = self._frozen
-        x_0 = self.x_0[indices.cpu()].to(device)
-        t = torch.randint(self.schedule.steps, (len(x_0),), device=device)
-        noise = torch.randn_like(x_0)
+        random = SampleRandom(self.seed, batch["ordinal"], device)
+        x_0 = self.x_0[batch["index"]].to(device)
+        t, noise = random.integers(self.schedule.steps), random.normal(tuple(x_0.shape[1:]))
         x_t = self.schedule.q_sample(x_0, t, noise)
         known: dict[Tap, Tensor] = {}
         with torch.no_grad():
-            context = self.conditions.context(conditioner, indices)
+            context = self.conditions.context(conditioner, batch["index"], random.uniform())
             target = teacher(x_t, t, context, features=known) if self.distils else None
         seen: dict[Tap, Tensor] = {}
         prediction = self.student(x_t, t, context, features=seen)
@@ -219,7 +221,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
             about, task.student, teacher.first_stage, teacher.conditioner, data, path, vocabulary=config.vocabulary
         )
 
-    statistics = fit(task, data, config.run, preview)
+    statistics = fit(task, ShuffledIndices(len(data), config.run.batch_size, config.run.seed), config.run, preview)
     training = summary(config, statistics, len(data)) | {"teacher": teacher.config.training}
     training |= {"assumed": list(teacher.file.notes)} if teacher.file.notes else {}
     about = replace(about, training=training)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..spectral.errors import SpectralError
 from .decoding import SUFFIXES, decode, files_in, rgb
@@ -142,33 +142,3 @@ def latents(first_stage: nn.Module, data: ImageSet, device: torch.device | str =
     """The (unscaled) latents of all images, [N, C, h, w] float32 on the CPU."""
     parts = [data.floats(slice(i, i + batch)).to(device) for i in range(0, len(data), batch)]
     return torch.cat([first_stage.encode(part).float().cpu() for part in parts])  # type: ignore[operator]
-
-
-class ShuffledBatches(Sampler[list[int]]):
-    """Endless batches of indices: a fresh permutation of the data every epoch, a pure function of (seed, step).
-
-    Args:
-        length: number of items.
-        batch_size: items per batch; batches run across the ends of epochs, so that all have this size.
-        seed: of the permutations.
-        start: number of batches already used; a resumed run goes on with the very next one.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-        self.drop_last = True
-
-    def __iter__(self) -> Iterator[list[int]]:
-        position = self.start * self.batch_size
-        epoch, offset = divmod(position, self.length)
-        order = self._permutation(epoch)[offset:]
-        while True:
-            while len(order) < self.batch_size:
-                epoch += 1
-                order = order + self._permutation(epoch)
-            yield order[: self.batch_size]
-            order = order[self.batch_size :]
-
-    def _permutation(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.length, generator=generator).tolist()

@@ -1,32 +1,34 @@
 """The training loop that every run shares: accelerate, EMA, statistics, previews, checkpoints, exact resume.
 
-A *task* is a module whose `forward(indices)` gives the losses of one batch: "loss" is the one that is minimised, every
-other entry is logged beside it. What a task trains is its parameters; what it only looks at, it keeps out of them.
+A *task* is a module whose `forward(batch)` gives the losses of one batch: "loss" is the one that is minimised, every
+other entry is logged beside it. What a task trains is its parameters; what it only looks at, it keeps out of them. A
+*batch* is a dict of tensors that at least has "index", which samples of the data these are, and "ordinal", how many
+samples the run saw before each (see `randomness`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from accelerate.utils import LoggerType, ProjectConfiguration, set_seed
+from torch import nn
 
 from ..spectral.errors import SpectralError
-from .files import write_whole
-from .images import ShuffledBatches
+from . import snapshots
+from .batches import Batches
+from .ema import EMA
+from .guard import Guard
+from .progress import Progress
+from .run import processes
+from .stopping import StoppedRun, stoppable
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class RunConfig:
     Args:
         out: the run's folder: resolved configuration, statistics, previews, checkpoints and the exported model.
         steps: optimizer steps in all.
-        batch_size: images per step and process.
+        batch_size: images per batch, shared by all processes; a step has `accumulate` batches.
         lr: peak learning rate of AdamW.
         warmup: steps over which the learning rate rises from 0.
         decay: how it falls afterwards: "linear" to 0 (the paper), "cosine" to 0, or "constant".
@@ -50,6 +52,10 @@ class RunConfig:
         preview_every: steps between preview grids; 0 makes none.
         checkpoint_every: steps between checkpoints; 0 makes one at the end alone.
         keep: how many checkpoints stay on disk.
+        optimizer: "adamw", or "adamw8bit" of the package bitsandbytes, whose state takes a quarter of the memory.
+        compile: let torch.compile translate the task; the first steps take minutes.
+        max_skipped: steps that may be skipped in all because a loss was not finite.
+        trackers: programs that the statistics go to, by accelerate's names: tensorboard, wandb, mlflow, …
     """
 
     out: Path
@@ -68,6 +74,10 @@ class RunConfig:
     preview_every: int = 500
     checkpoint_every: int = 200
     keep: int = 2
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    compile: bool = False
+    max_skipped: int = 20
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
@@ -75,7 +85,7 @@ class RunConfig:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
         if self.batch_size > 65536:
             raise SpectralError(f"run.batch_size is {self.batch_size}; expected at most 65536 images a step.")
-        for name in ("warmup", "weight_decay", "preview_every", "checkpoint_every"):
+        for name in ("warmup", "weight_decay", "preview_every", "checkpoint_every", "max_skipped"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 0.")
         for name in ("lr", "clip"):
@@ -84,88 +94,119 @@ class RunConfig:
         if not 0 <= self.ema < 1:
             raise SpectralError(f"run.ema is {self.ema}; expected 0 (no averaging) up to, but not, 1.")
         check_seed(self.seed)
+        known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
+        for name in self.trackers:
+            if name not in known:
+                raise SpectralError(f"run.trackers names {name!r}; expected some of {', '.join(known)}.")
 
 
-class EMA:
-    """Exponential moving average of a module's trainable parameters, decay min(d, (1 + n) / (10 + n)) at update n."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.decay, self.updates = decay, 0
-
-    def update(self) -> None:
-        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], weight)
-        self.updates += 1
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within the block the module carries its averaged weights."""
-        trained = [p.detach().clone() for p in self.parameters]
-        torch._foreach_copy_([p.data for p in self.parameters], self.average)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_([p.data for p in self.parameters], trained)
-
-    def state(self) -> dict[str, Any]:
-        return {"average": self.average, "updates": self.updates}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        torch._foreach_copy_(self.average, state["average"])
-        self.updates = state["updates"]
-
-
-def fit(task: nn.Module, data: Dataset[int], run: RunConfig, preview: Callable[[Path], None]) -> dict[str, float]:
+def fit(task: nn.Module, data: Batches, run: RunConfig, preview: Callable[[Path], None]) -> dict[str, float]:
     """Train `task` until `run.steps`, from its last checkpoint if the folder has one. Ends with the EMA weights in it.
 
     Args:
-        task: `task(indices)` → {"loss": scalar, …}; its parameters are trained in place.
-        data: only its length and its batches of indices are used here.
+        task: `task(batch)` → {"loss": scalar, …}; its parameters are trained in place.
+        data: the batches.
         preview: draws pictures of the current (averaged) weights into the path that it is given.
 
     Returns:
         The last logged statistics.
 
     Raises:
-        SpectralError: the checkpoint in the folder is damaged or belongs to another model; or the loss diverges.
+        SpectralError: the checkpoint in the folder is damaged or belongs to another model, or one cannot be written; or
+            the loss diverges.
+        StoppedRun: a signal asked for the end; a checkpoint of the step that was done then is in the folder.
     """
-    accelerator = Accelerator(mixed_precision=run.precision, gradient_accumulation_steps=run.accumulate)
-    set_seed(run.seed, device_specific=True)
+    accelerator = _accelerator(run)
     task.to(accelerator.device)
-    trained = [p for p in task.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=run.lr, weight_decay=run.weight_decay, betas=(0.9, 0.99), fused=True)
+    inner = make_optimizer(run, task)
+    prepared, optimizer = accelerator.prepare(task, inner)
     ema = EMA(task, run.ema)
-    start = _restore(run.out, task, ema, optimizer)
-    used = start * run.accumulate * accelerator.num_processes
-    sampler = ShuffledBatches(len(data), run.batch_size, run.seed, used)  # type: ignore[arg-type]
-    # A generator of its own: by default a loader draws from the random stream that the checkpoint has just restored.
-    batches_of = DataLoader(data, batch_sampler=sampler, generator=torch.Generator())
-    prepared, optimizer, loader = accelerator.prepare(task, optimizer, batches_of)
-    statistics = Statistics(run, start, accelerator.is_main_process)
-    batches = iter(loader)
-    for step in range(start, run.steps):
-        set_learning_rate(optimizer, run, step)
-        for _ in range(run.accumulate):
-            with accelerator.accumulate(prepared):
-                losses = prepared(next(batches))
-                statistics.add(losses)
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(prepared.parameters(), run.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-        ema.update()
-        statistics.step(step + 1)
-        if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
-            with ema.applied(), keep_rng(run.seed):
-                preview(run.out / "previews" / f"{step + 1:06d}.png")
-        if accelerator.is_main_process and due(step + 1, run.checkpoint_every or run.steps, run.steps):
-            _save(run, step + 1, task, ema, optimizer)
-    statistics.close()
-    torch._foreach_copy_([p.data for p in ema.parameters], ema.average)
-    return statistics.last
+    start, skipped = snapshots.restore(accelerator, run.out, task, ema, inner)
+    guard = Guard(accelerator, run.out, run.max_skipped, skipped)
+    accelerator.init_trackers("spectral-diffusion", init_kwargs={"tensorboard": {"purge_step": start + 1}})
+    if run.compile:
+        task.compile()
+    batches = data.batches(start * run.accumulate, accelerator.process_index, accelerator.num_processes)
+    with stoppable() as stop_asked, closing(Progress(run, start, accelerator)) as progress:
+        for step in range(start, run.steps):
+            set_learning_rate(optimizer, run, step)
+            for _ in range(run.accumulate):
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                with accelerator.accumulate(prepared):
+                    losses = prepared(batch)
+                    accelerator.backward(losses["loss"])
+                    guard.add(batch, losses, waited)
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(prepared.parameters(), run.clip)
+                        accepted = guard.accepts(step, norm, progress)
+                        if accepted or accelerator.scaler is not None:  # which then leaves the weights, and scales down
+                            optimizer.step()
+                        if accepted:
+                            ema.update()
+                    optimizer.zero_grad()
+            progress.step(step + 1, due(step + 1, run.log_every, run.steps))
+            if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
+                with ema.applied(), keep_rng(run.seed):
+                    preview(run.out / "previews" / f"{step + 1:06d}.png")
+            stopping = _agreed(accelerator, stop_asked()) and step + 1 < run.steps
+            if stopping or due(step + 1, run.checkpoint_every or run.steps, run.steps):
+                snapshots.save(accelerator, run.out, run.keep, step + 1, task, ema, inner, guard.skipped)
+            if stopping:
+                raise StoppedRun(step + 1, run.steps)
+    accelerator.end_training()
+    ema.keep()
+    return progress.last
+
+
+def _accelerator(run: RunConfig) -> Accelerator:
+    """The devices that `accelerate launch` gives, or the one that is there."""
+    folders = ProjectConfiguration(str(run.out), str(run.out / "tensorboard"))
+    state = processes()
+    if run.batch_size % state.num_processes:
+        raise SpectralError(
+            f"run.batch_size is {run.batch_size}, for {state.num_processes} processes; expected a multiple of that."
+        )
+    accelerator = Accelerator(
+        cpu=state.device.type == "cpu",
+        mixed_precision=run.precision,
+        gradient_accumulation_steps=run.accumulate,
+        log_with=list(run.trackers),
+        project_config=folders,
+    )
+    for name in run.trackers:
+        if LoggerType(name) not in accelerator.log_with:
+            raise SpectralError(f"run.trackers names {name}, which is not installed here; install it, or leave it out.")
+    set_seed(run.seed)
+    return accelerator
+
+
+def make_optimizer(run: RunConfig, task: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what the task trains.
+
+    Raises:
+        SpectralError: the 8-bit one is asked for and its package is not there.
+    """
+    trained = [p for p in task.parameters() if p.requires_grad]
+    settings: dict[str, Any] = {"lr": run.lr, "weight_decay": run.weight_decay, "betas": (0.9, 0.99)}
+    if run.optimizer == "adamw":
+        return torch.optim.AdamW(trained, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise SpectralError(
+            "run.optimizer is adamw8bit, which needs the package bitsandbytes; install it, or set adamw."
+        ) from error
+    return AdamW8bit(trained, **settings)  # type: ignore[no-any-return]
+
+
+def _agreed(accelerator: Accelerator, asked: bool) -> bool:
+    """Whether any process was asked to stop; a signal does not reach all of them at the same step."""
+    if accelerator.num_processes == 1:
+        return asked
+    flag = torch.tensor([float(asked)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())  # type: ignore[union-attr]
 
 
 def check_seed(seed: int) -> None:
@@ -205,118 +246,3 @@ def keep_rng(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-class Statistics:
-    """Means of every loss since the last line, as a progress bar, a JSON line and TensorBoard scalars."""
-
-    def __init__(self, run: RunConfig, start: int, active: bool) -> None:
-        self.run, self.active = run, active
-        self.sums: dict[str, Tensor] = {}
-        self.count, self.since = 0, time.perf_counter()
-        self.last: dict[str, float] = {}
-        if active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            run.out.mkdir(parents=True, exist_ok=True)
-            self.last = self._rewind(start)
-            self.writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=start + 1)
-            self.bar = tqdm(total=run.steps, initial=start, unit="step", dynamic_ncols=True)
-
-    def _rewind(self, start: int) -> dict[str, float]:
-        """Drop the lines behind step `start`, which will come again, and a cut one; returns the last that is kept."""
-        path = self.run.out / "statistics.jsonl"
-        kept: list[dict[str, float]] = []
-        for text in path.read_text().splitlines() if path.exists() else ():
-            with suppress(json.JSONDecodeError):
-                line = json.loads(text)
-                kept += [line] if line["step"] <= start else []
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Count the losses of one batch."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
-        self.count += 1
-
-    def step(self, step: int) -> None:
-        """Count an optimizer step; write a line where one is due."""
-        if self.active:
-            self.bar.update()
-        if due(step, self.run.log_every, self.run.steps):
-            self._write(step)
-
-    def _write(self, step: int) -> None:
-        seconds = time.perf_counter() - self.since
-        line = {name: round((value / self.count).item(), 6) for name, value in self.sums.items()}
-        line["images_per_s"] = round(self.count * self.run.batch_size / seconds, 2)
-        if not math.isfinite(line["loss"]):
-            raise SpectralError(f"The loss is {line['loss']} at step {step}; start anew with a lower run.lr.")
-        self.last = line
-        self.sums, self.count, self.since = {}, 0, time.perf_counter()
-        if not self.active:
-            return
-        self.bar.set_postfix({name: f"{value:.4g}" for name, value in line.items()}, refresh=False)
-        with open(self.run.out / "statistics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
-        for name, value in line.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self.active:
-            self.bar.close()
-            self.writer.close()
-
-
-def _save(run: RunConfig, step: int, task: nn.Module, ema: EMA, optimizer: Any) -> None:
-    """Write a checkpoint beside its place, flush it to disk, move it there; then drop the oldest."""
-    folder = run.out / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not all(bool(torch.isfinite(p).all()) for p in ema.parameters):
-        raise SpectralError(f"The weights are not finite at step {step}; start anew with a lower run.lr.")
-    inner = getattr(optimizer, "optimizer", optimizer)
-    state = {
-        "step": step,
-        "task": task.state_dict(),
-        "ema": ema.state(),
-        "optimizer": inner.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    partial = folder / "writing.partial"
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / f"{step:08d}.pt")
-    for old in sorted(folder.glob("[0-9]*.pt"))[: -run.keep]:
-        old.unlink()
-
-
-def _restore(out: Path, task: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint of the folder, if any, and say how many steps it had."""
-    files = sorted((out / "checkpoints").glob("[0-9]*.pt"))
-    if not files:
-        return 0
-    try:
-        state = torch.load(files[-1], map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not {"step", "task", "ema", "optimizer", "rng", "cuda_rng"} <= set(state):
-            raise ValueError("not what this kit writes")
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
-        raise SpectralError(
-            f"{files[-1]} cannot be read as a checkpoint; remove it, and the run goes on from the one before it."
-        ) from error
-    try:
-        task.load_state_dict(state["task"])
-        ema.restore(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise SpectralError(
-            f"{files[-1]} is a checkpoint of another model ({reason}); choose another output folder or remove it."
-        ) from error
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return int(state["step"])

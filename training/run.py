@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -17,14 +18,17 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from ..spectral.errors import SpectralError
+from . import snapshots
 from .files import write_whole
 
 #: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher, a
 #: first stage and the images it is the content that must stay, wherever it lies.
 FREE = {
-    *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep")),
+    *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep", "trackers")),
+    *("run.max_skipped", "run.compile", "run.batch_size", "run.accumulate"),  # the images of a step are compared
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
@@ -52,14 +56,25 @@ def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
+def processes() -> PartialState:
+    """The processes that `accelerate launch` or torchrun started together, this one among them.
+
+    On a machine without an accelerator they talk over gloo; accelerate by itself would take each for the only one.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.accelerator.is_available())
+    return PartialState(cpu=cpu)
+
+
 def device() -> torch.device:
     """Where this process trains: its own GPU, or the CPU."""
-    return PartialState().device
+    found = processes().device
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
-    return bool(PartialState().is_main_process)
+    return bool(processes().is_main_process)
 
 
 def begin(config: Any, **inputs: str | None) -> None:
@@ -86,6 +101,7 @@ def begin(config: Any, **inputs: str | None) -> None:
         "platform": platform.platform(),
         "git": commit,
         "inputs": inputs,
+        "processes": processes().num_processes,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     write_whole(out / "environment.json", json.dumps(environment, indent=1) + "\n")
@@ -94,16 +110,17 @@ def begin(config: Any, **inputs: str | None) -> None:
 def check_resumable(config: Any, inputs: dict[str, str | None]) -> None:
     """That the run in the folder, if there is one, can go on with this configuration; raises as `begin`."""
     out: Path = config.run.out
-    checkpoints = sorted((out / "checkpoints").glob("[0-9]*.pt"))
+    checkpoints = snapshots.saved(out)
     if not checkpoints:
         return
     before = _known(out / "config.yaml")
-    for key, value in _leaves(plain(config)):
-        if key not in FREE and before.get(key, value) != value:
-            raise SpectralError(
-                f"{out} holds a run with {key} = {before[key]!r}, not {value!r}; "
-                "set it back to go on with that run, or choose another run.out."
-            )
+    changed = {key: value for key, value in _leaves(plain(config)) if before.get(key, value) != value}
+    refused = [f"{key} = {before[key]!r}, not {value!r}" for key, value in changed.items() if key not in FREE]
+    if refused:
+        raise SpectralError(
+            f"{out} holds a run with {', and '.join(refused)}; set that back to go on with it, or choose another "
+            "run.out."
+        )
     learnt_from = _known(out / "environment.json")
     for name, digest in inputs.items():
         if learnt_from.get(f"inputs.{name}", digest) != digest:
@@ -112,9 +129,18 @@ def check_resumable(config: Any, inputs: dict[str, str | None]) -> None:
                 f"{out} holds a run whose {name} was not what {getattr(given, 'path', given) or 'nothing'} holds now; "
                 "give the former content to go on with that run, or choose another run.out."
             )
+    images = before.get("run.batch_size", 1) * before.get("run.accumulate", 1)
+    if images != config.run.batch_size * config.run.accumulate:
+        raise SpectralError(
+            f"{out} holds a run of {images} images a step (run.batch_size × run.accumulate), not "
+            f"{config.run.batch_size * config.run.accumulate}; set them back, or choose another run.out."
+        )
     done = int(checkpoints[-1].stem)
     if done > config.run.steps:
         raise SpectralError(f"{out} has {done} steps already; ask for more than that, or choose another run.out.")
+    for key, value in changed.items():
+        if key != "run.out":
+            print(f"Note: {key} was {before[key]!r} in this run before, and is {value!r} now.", file=sys.stderr)
 
 
 def _known(path: Path) -> dict[str, Any]:

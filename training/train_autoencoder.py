@@ -15,8 +15,10 @@ from ..spectral import autoencoder, checkpoint
 from ..spectral.config import FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from . import cli, figures
+from .batches import Batch, ShuffledIndices
 from .images import DataConfig, ImageSet, latents, load
 from .loop import RunConfig, check_weight, fit
+from .randomness import SampleRandom
 from .run import begin, is_main, summary
 
 
@@ -53,12 +55,13 @@ class AutoencoderTask(nn.Module):
         self.config, self.data = config, data
         self.first_stage = autoencoder.AutoencoderKL(config.first_stage)
 
-    def forward(self, indices: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = next(self.parameters()).device
-        image = self.data.floats(indices.cpu()).to(device)
-        image = torch.where(torch.rand(len(image), 1, 1, 1, device=device) < 0.5, image, image.flip(-1))
+        random = SampleRandom(self.config.run.seed, batch["ordinal"], device)
+        image = self.data.floats(batch["index"]).to(device)
+        image = torch.where((random.uniform() < 0.5).to(device).view(-1, 1, 1, 1), image, image.flip(-1))
         mean, log_variance = self.first_stage.posterior(image)
-        latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        latent = mean + torch.exp(0.5 * log_variance) * random.normal(tuple(mean.shape[1:]))
         difference = (self.first_stage.decode(latent) - image).float()
         spatial = difference.abs().mean()
         frequency = torch.view_as_real(torch.fft.rfft2(difference, norm="ortho")).abs().mean()
@@ -97,7 +100,7 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
         rows = {"data": image, "autoencoder": decoded}
         figures.save_grid({name: (row.clamp(-1, 1) + 1) / 2 for name, row in rows.items()}, path)
 
-    statistics = fit(task, data, config.run, preview)
+    statistics = fit(task, ShuffledIndices(len(data), config.run.batch_size, config.run.seed), config.run, preview)
     first_stage = task.first_stage.eval()
     scale = 1.0 / latents(first_stage, data, next(task.parameters()).device).std().item()
     training = summary(config, statistics, len(data))

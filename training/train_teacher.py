@@ -18,9 +18,11 @@ from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from ..spectral.unet import UNet, check
 from . import cli
+from .batches import Batch, ShuffledIndices
 from .conditions import Conditions
 from .images import DataConfig, ImageSet, latents, load
 from .loop import RunConfig, check_dropout, fit
+from .randomness import SampleRandom
 from .run import begin, device, is_main, summary
 from .sample import preview_rows
 
@@ -58,17 +60,17 @@ class DenoisingTask(nn.Module):
 
     def __init__(self, config: TeacherConfig, x_0: Tensor, conditions: Conditions) -> None:
         super().__init__()
-        self.x_0, self.conditions = x_0, conditions
+        self.x_0, self.conditions, self.seed = x_0, conditions, config.run.seed
         self.schedule = Schedule.from_config(config.schedule)
         self.unet = UNet(config.unet)
         self.conditioner = conditioning.build(config.conditioning)
 
-    def forward(self, indices: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = next(self.parameters()).device
-        x_0 = self.x_0[indices.cpu()].to(device)
-        t = torch.randint(self.schedule.steps, (len(x_0),), device=device)
-        noise = torch.randn_like(x_0)
-        context = self.conditions.context(self.conditioner, indices)
+        random = SampleRandom(self.seed, batch["ordinal"], device)
+        x_0 = self.x_0[batch["index"]].to(device)
+        t, noise = random.integers(self.schedule.steps), random.normal(tuple(x_0.shape[1:]))
+        context = self.conditions.context(self.conditioner, batch["index"], random.uniform())
         prediction = self.unet(self.schedule.q_sample(x_0, t, noise), t, context)
         return {"loss": F.mse_loss(prediction.float(), self.schedule.target(x_0, t, noise))}
 
@@ -107,7 +109,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     def preview(path: Path) -> None:
         preview_rows(about, task.unet, base.first_stage, task.conditioner, data, path)
 
-    statistics = fit(task, data, config.run, preview)
+    statistics = fit(task, ShuffledIndices(len(data), config.run.batch_size, config.run.seed), config.run, preview)
     path = config.run.out / "teacher.safetensors"
     training = summary(config, statistics, len(data)) | {"autoencoder": base.config.training}
     about = replace(about, training=training)

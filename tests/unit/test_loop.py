@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import loop
-from spectral_diffusion.training.images import ShuffledBatches
+from spectral_diffusion.training.batches import ShuffledIndices
+from spectral_diffusion.training.ema import EMA
 
 from . import toy
-from .toy import Indices, Toy, config, no_preview
+from .toy import Toy, config, data, no_preview
 
 State = dict[str, Tensor]
 
@@ -27,7 +28,8 @@ State = dict[str, Tensor]
 def run(out: Path, preview: Any = no_preview, width: int = 8, **settings: Any) -> tuple[State, dict[str, float]]:
     """A finished run: its weights, and what `fit` returned."""
     task = Toy(width)
-    statistics = loop.fit(task, Indices(), config(out, **settings), preview)
+    asked = config(out, **settings)
+    statistics = loop.fit(task, data(asked), asked, preview)
     return task.state_dict(), statistics
 
 
@@ -46,7 +48,7 @@ def test_ema_follows_its_closed_form(decay: float) -> None:
     module = nn.Linear(1, 1, bias=False)
     values = [math.sin(3 * n) for n in range(40)]
     nn.init.constant_(module.weight, values[0])
-    ema = loop.EMA(module, decay)
+    ema = EMA(module, decay)
     for value in values[1:]:
         nn.init.constant_(module.weight, value)
         ema.update()
@@ -59,7 +61,7 @@ def test_ema_follows_its_closed_form(decay: float) -> None:
 
 def test_averaged_weights_are_lent_and_given_back() -> None:
     module = nn.Linear(3, 3)
-    ema, trained = loop.EMA(module, 0.5), {k: v.clone() for k, v in module.state_dict().items()}
+    ema, trained = EMA(module, 0.5), {k: v.clone() for k, v in module.state_dict().items()}
     averaged = [torch.full_like(average, 7.0) for average in ema.average]
     ema.average = averaged
     with pytest.raises(RuntimeError, match="in the middle"), ema.applied():
@@ -129,7 +131,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(where: str, tmp_path: Path) -
 def test_a_finished_run_runs_no_further(tmp_path: Path) -> None:
     weights, statistics = run(tmp_path)
     again = Toy()
-    assert loop.fit(again, Indices(), config(tmp_path), no_preview) == statistics
+    assert loop.fit(again, data(config(tmp_path)), config(tmp_path), no_preview) == statistics
     assert again.seen == []
     assert_same(again.state_dict(), weights)
 
@@ -170,12 +172,14 @@ def test_statistics_are_means_since_the_last_line(tmp_path: Path) -> None:
             assert line[name] == pytest.approx(sum(each[name] for each in one[5 * index : 5 * index + 5]) / 5, abs=2e-6)
     assert {"step": 60, **last} == five[-1]
     assert all(line["images_per_s"] > 0 for line in five)
-    assert list((tmp_path / "five" / "tensorboard").glob("events*"))
+    assert all(line["memory_gib"] > 0 and 0 <= line["wait"] <= 1 for line in five)
+    assert list((tmp_path / "five" / "tensorboard").rglob("events*"))
 
 
 def test_every_batch_has_its_size_and_every_item_its_turn(tmp_path: Path) -> None:
     task = Toy()
-    loop.fit(task, Indices(), config(tmp_path, steps=10, batch_size=3), no_preview)
+    asked = config(tmp_path, steps=10, batch_size=3)
+    loop.fit(task, data(asked), asked, no_preview)
     assert {len(batch) for batch in task.seen} == {3}
     order = [index for batch in task.seen for index in batch]
     assert all(sorted(order[start : start + 10]) == list(range(10)) for start in (0, 10, 20))
@@ -214,8 +218,8 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, int], says: str
 
 @pytest.mark.parametrize(("length", "batch"), [(10, 3), (10, 10), (4, 9), (7, 1)])
 def test_every_epoch_is_a_permutation(length: int, batch: int) -> None:
-    sampler = iter(ShuffledBatches(length, batch, seed=3))
-    order = [index for _ in range(5 * length) for index in next(sampler)]
+    batches = ShuffledIndices(length, batch, seed=3).batches(0, 0, 1)
+    order = [index for _ in range(5 * length) for index in next(batches)["index"].tolist()]
     epochs = [order[start : start + length] for start in range(0, 4 * length, length)]
     assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
     assert length < 7 or epochs[0] != epochs[1]
@@ -224,7 +228,20 @@ def test_every_epoch_is_a_permutation(length: int, batch: int) -> None:
 @pytest.mark.parametrize("start", [1, 2, 5, 33])
 @pytest.mark.parametrize(("length", "batch"), [(10, 3), (10, 5), (4, 9)])
 def test_a_later_start_skips_that_many_batches(length: int, batch: int, start: int) -> None:
-    whole, later = iter(ShuffledBatches(length, batch, 3)), iter(ShuffledBatches(length, batch, 3, start))
+    data = ShuffledIndices(length, batch, 3)
+    whole, later = data.batches(0, 0, 1), data.batches(start, 0, 1)
     for _ in range(start):
         next(whole)
-    assert [next(later) for _ in range(12)] == [next(whole) for _ in range(12)]
+    for _ in range(12):
+        first, second = next(later), next(whole)
+        assert all(torch.equal(first[name], second[name]) for name in ("index", "ordinal"))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_what_one_would_see(world: int) -> None:
+    data = ShuffledIndices(10, 12, 3)
+    one, several = data.batches(2, 0, 1), [data.batches(2, rank, world) for rank in range(world)]
+    for _ in range(9):
+        whole, parts = next(one), [next(each) for each in several]
+        for name in ("index", "ordinal"):
+            assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))

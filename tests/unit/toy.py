@@ -1,13 +1,14 @@
-"""A toy task for the training loop; as a program, a run that dies on the way: `python toy.py RUN preview|checkpoint`.
+"""A toy task for the training loop; as a program, a run that has an accident: `python toy.py RUN ACCIDENT`.
 
-It dies by SIGKILL, as when memory runs out: while it draws the preview of step 30, or half-way through writing the
-checkpoint of step 30.
+preview, checkpoint: it dies by SIGKILL, as when memory runs out, while it draws the preview of step 30 or half-way
+through writing the checkpoint of step 30. full: from step 30 on no file may grow. long: it has none, but takes a while.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -15,26 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from spectral_diffusion.training import loop
-
-
-class Indices(Dataset[int]):
-    """A data set of which only the length matters."""
-
-    def __init__(self, length: int = 10) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> int:
-        return index
+from spectral_diffusion.training import cli, loop
+from spectral_diffusion.training.batches import Batch, ShuffledIndices
+from spectral_diffusion.training.randomness import SampleRandom
 
 
 class Toy(nn.Module):
-    """A small network that learns to denoise ten fixed vectors; its loss depends on the batch and on fresh noise."""
+    """A small network that learns to denoise ten fixed vectors; its loss depends on the batch and on fresh noise.
+
+    Most of the noise is a sample's own; some comes from torch's generator, as from a library behind our back.
+    """
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -44,10 +36,11 @@ class Toy(nn.Module):
             self.register_buffer("data", torch.randn(10, 4))
         self.seen: list[list[int]] = []
 
-    def forward(self, indices: Tensor) -> dict[str, Tensor]:
-        self.seen.append(indices.tolist())
-        x = self.get_buffer("data")[indices]
-        loss = (self.layers(x + torch.randn_like(x)) - x).square().mean()
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(batch["index"].tolist())
+        x = self.get_buffer("data")[batch["index"]]
+        noise = SampleRandom(0, batch["ordinal"]).normal((4,)) + 0.1 * torch.randn(())
+        loss = (self.layers(x + noise) - x).square().mean()
         return {"loss": loss, "rms": loss.detach().sqrt()}
 
 
@@ -58,6 +51,11 @@ def config(out: Path, **settings: Any) -> loop.RunConfig:
     return loop.RunConfig(out, **{**usual, **often, **settings})
 
 
+def data(run: loop.RunConfig, length: int = 10) -> ShuffledIndices:
+    """Ten samples of which only the number matters."""
+    return ShuffledIndices(length, run.batch_size, run.seed)
+
+
 def no_preview(path: Path) -> None:
     """Draw nothing."""
 
@@ -66,8 +64,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+#: A run that writes all the time, for somebody to kill.
+LONG = {"steps": 300, "checkpoint_every": 1, "log_every": 1, "preview_every": 0}
+
+
 def main(out: Path, where: str) -> None:
-    """Run, and die at step 30."""
+    """Run, and have the accident at step 30."""
     whole = torch.save
 
     def save_half(state: dict[str, Any], file: io.BufferedWriter) -> None:
@@ -80,11 +82,14 @@ def main(out: Path, where: str) -> None:
     def preview(path: Path) -> None:
         if where == "preview" and path.stem == "000030":
             die()
+        if where == "full" and path.stem == "000030":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
     if where == "checkpoint":
         torch.save = save_half
-    loop.fit(Toy(), Indices(), config(out), preview)
+    asked = config(out, **(LONG if where == "long" else {}))
+    loop.fit(Toy(), data(asked), asked, preview)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    sys.exit(cli.run(lambda argv: main(Path(argv[0]), argv[1])))

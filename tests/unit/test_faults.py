@@ -1,0 +1,181 @@
+"""Accidents of real runs: signals, kills, losses that are no numbers, a full disk. Nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.training import loop
+from spectral_diffusion.training.batches import Batch
+
+from . import tiny, toy
+
+TOY = [sys.executable, str(Path(toy.__file__ or ""))]
+DISTILL = [sys.executable, "-m", "spectral_diffusion.training", "distill", "--config", "config.yaml"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where `distill --config config.yaml` distils for longer than anybody waits."""
+    tiny.pictures(tmp_path / "data")
+    tiny.teacher(tmp_path / "teacher.safetensors")
+    run = {"out": "run", "steps": 9000, "batch_size": 4, "warmup": 1, "decay": "constant"}
+    often = {"log_every": 1, "preview_every": 0, "checkpoint_every": 0}
+    data = {"path": "data", "size": 16}
+    settings = {"run": {**run, **often}, "teacher": "teacher.safetensors", "model_channels": 32, "data": data}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path
+
+
+def lines(run: Path) -> int:
+    path = run / "statistics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on(number: signal.Signals, folder: Path) -> None:
+    process = subprocess.Popen(DISTILL, cwd=folder, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: lines(folder / "run") >= 3, process)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    (saved,) = (folder / "run" / "checkpoints").iterdir()
+    done = int(saved.stem)
+    assert process.returncode == 0 and done >= 3
+    assert f"Stopped after step {done} of 9000; the same command goes on from there." in said
+    assert not (folder / "run" / "student.safetensors").exists()
+    for out in ("run", "whole"):
+        ended = subprocess.run([*DISTILL, "--run.out", out, "--run.steps", str(done + 2)], cwd=folder, text=True)
+        assert ended.returncode == 0
+    resumed, whole = (load_file(folder / out / "student.safetensors") for out in ("run", "whole"))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(kills: int, tmp_path: Path) -> None:
+    """At random moments, many of them in the middle of writing, for it writes a checkpoint at every step."""
+    moments = random.Random(kills)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen([*TOY, str(tmp_path / "run"), "long"], stderr=subprocess.PIPE, text=True)
+        before = lines(tmp_path / "run")
+        wait_for(lambda before=before: lines(tmp_path / "run") > before, process)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == kills
+    ended = subprocess.run([*TOY, str(tmp_path / "run"), "long"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    asked = toy.config(tmp_path / "whole", **toy.LONG)
+    task = toy.Toy()
+    loop.fit(task, toy.data(asked), asked, toy.no_preview)
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "00000300.pt", weights_only=True) for name in ("run", "whole")
+    ]
+    for part in ("task", "ema", "optimizer", "rng"):
+        assert_same(states[0][part], states[1][part])
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole") == 300
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for first, second in zip(one, other, strict=True):
+            assert_same(first, second)
+    else:
+        assert one == other
+
+
+class Ill(toy.Toy):
+    """Whose loss is no number for the samples numbered so."""
+
+    def __init__(self, numbers: set[int]) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        losses = super().forward(batch)
+        if self.numbers & set(batch["ordinal"].tolist()):
+            losses["loss"] = losses["loss"] * torch.nan
+        return losses
+
+
+def test_steps_without_a_number_are_skipped_and_counted(tmp_path: Path) -> None:
+    """A stop in between does not forget them; batches have 4 samples, so these are of steps 2, 4 and 11."""
+    task = Ill({5, 15, 42})
+    asked = toy.config(tmp_path, steps=20, log_every=1, max_skipped=3)
+    last = loop.fit(task, toy.data(asked), asked, toy.no_preview)
+    assert last["skipped"] == 3 and all(parameter.isfinite().all() for parameter in task.parameters())
+    assert lines(tmp_path) == 20
+    more = toy.config(tmp_path, steps=24, log_every=1, max_skipped=3)
+    with pytest.raises(
+        SpectralError, match="not finite in 4 steps, the last of them step 22, more than run.max_skipped"
+    ):
+        loop.fit(Ill({85}), toy.data(more), more, toy.no_preview)
+    (left,) = tmp_path.glob("not-finite-*.pt")
+    content = torch.load(left, weights_only=True)
+    assert content["step"] == 22 and 85 in content["batches"][0]["batch"]["ordinal"]
+    assert content["batches"][0]["losses"]["loss"].isnan()
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_there_are(tmp_path: Path) -> None:
+    ended = subprocess.run([*TOY, str(tmp_path / "run"), "full"], capture_output=True, text=True)
+    said = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "00000030.pt could not be written (file too large); the checkpoint of step 20 is whole." in said
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000010.pt", "00000020.pt"]
+    asked = toy.config(tmp_path / "run")
+    loop.fit(toy.Toy(), toy.data(asked), asked, toy.no_preview)
+
+
+def launched(folder: Path, launch: list[str], out: str, steps: int) -> int:
+    """The distillation in `folder` with that many steps, by a launcher; how many processes it had."""
+    program = ["-m", "spectral_diffusion.training.distill", "--config", "config.yaml"]
+    options = ["--run.out", out, "--run.steps", str(steps), "--loss.taps.normalize", "false"]
+    command = [sys.executable, "-m", *launch, *program, *options]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return int(json.loads((folder / out / "environment.json").read_text())["processes"])
+
+
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2"]
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2"]
+
+
+def test_two_processes_learn_what_one_does(folder: Path) -> None:
+    """The same images a step, the same noise for each, so the same weights; a run may go on with fewer processes."""
+    assert launched(folder, ["accelerate.commands.launch", "--cpu"], "one", 6) == 1
+    assert launched(folder, [*ACCELERATE, "--multi_gpu"], "two", 6) == 2
+    assert launched(folder, TORCHRUN, "less", 3) == 2
+    assert launched(folder, ["accelerate.commands.launch", "--cpu"], "less", 6) == 1
+    one = load_file(folder / "one" / "student.safetensors")
+    for name in ("two", "less"):
+        other = load_file(folder / name / "student.safetensors")
+        worst = max((other[key].float() - tensor.float()).abs().max().item() for key, tensor in one.items())
+        assert worst < 2e-3, (name, worst)

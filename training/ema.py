@@ -1,0 +1,46 @@
+"""The averaged weights that a run exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Exponential moving average of a module's trainable parameters, decay min(d, (1 + n) / (10 + n)) at update n."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.decay, self.updates = decay, 0
+
+    def update(self) -> None:
+        """Count the weights as they are now."""
+        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], weight)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the module carries its averaged weights."""
+        trained = [p.detach().clone() for p in self.parameters]
+        torch._foreach_copy_([p.data for p in self.parameters], self.average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_([p.data for p in self.parameters], trained)
+
+    def keep(self) -> None:
+        """Give the module its averaged weights for good."""
+        torch._foreach_copy_([p.data for p in self.parameters], self.average)
+
+    def state(self) -> dict[str, Any]:
+        return {"average": self.average, "updates": self.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        torch._foreach_copy_(self.average, state["average"])
+        self.updates = state["updates"]
