@@ -285,7 +285,10 @@ def _schedule(
             f"The file does not tell its noise schedule; β from {schedule.linear_start} to {schedule.linear_end} is "
             "assumed."
         )
-    return replace(schedule, prediction=options.prediction or _prediction(tensors, metadata, weights, unet)), notes
+    prediction = options.prediction or _prediction(tensors, metadata, weights, unet)
+    # Other programs, too, mind this mark only of a network that predicts the velocity.
+    rescaled = "ztsnr" in tensors and prediction == "v"
+    return replace(schedule, prediction=prediction, zero_terminal_snr=rescaled), notes
 
 
 def _from_betas(betas: Tensor, where: str) -> ScheduleConfig:
