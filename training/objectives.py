@@ -92,3 +92,24 @@ def focal_weights(power: Tensor, alpha: float) -> Tensor:
     """
     weights = power.detach() ** (alpha / 2)
     return weights / weights.amax((2, 3), keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def rows(terms: dict[str, tuple[Tensor, Tensor | None]], t: Tensor, steps: int) -> dict[str, Tensor]:
+    """What is logged of the terms of a loss: rows [2], to be summed over batches and divided, the first by the second.
+
+    Args:
+        terms: by name, the values of every sample [B], and how much of each lies in the high band [B], or None.
+        t: the step of every sample, of `steps` in all.
+
+    Returns:
+        "NAME/t0" … "NAME/t3", the mean in each quarter of the steps; where the high band is known, "NAME/high/t0" …
+        its share there, and "NAME/high" that of all steps.
+    """
+    found: dict[str, Tensor] = {}
+    for name, (values, high) in terms.items():
+        found |= {f"{name}/t{index}": row for index, row in enumerate(binned(values, t, steps))}
+        if high is not None:
+            shares = binned(high, t, steps, of=values)
+            found |= {f"{name}/high/t{index}": row for index, row in enumerate(shares)}
+            found[f"{name}/high"] = shares.sum(0)
+    return found

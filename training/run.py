@@ -26,6 +26,7 @@ from .files import write_whole
 FREE = {
     *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep")),
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
+    "recompute",
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 
