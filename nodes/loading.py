@@ -162,6 +162,7 @@ def _about_unet(file: CheckpointFile, config: ModelConfig) -> list[str]:
     weights = sum(tensor.numel() for tensor in file.part(UNET).values())
     resampling = "wavelet-gated" if unet.resampler == "wavelet" else "convolutional"
     predicts = "velocity (v)" if schedule.prediction == "v" else "noise (eps)"
+    predicts += ", zero terminal SNR" if schedule.zero_terminal_snr else ""
     lines = [
         f"U-Net: {weights / 1e6:.1f} million parameters, {unet.model_channels} channels × {unet.channel_mult}, "
         f"{resampling} resampling",

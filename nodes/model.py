@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..spectral import checkpoint
 from ..spectral.checkpoint import CheckpointFile
-from ..spectral.config import ModelConfig, UNetConfig
+from ..spectral.config import ModelConfig, ScheduleConfig, UNetConfig
+from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import UNET
 from ..spectral.presets import STABLE_SCALE
@@ -80,6 +81,9 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
     def __init__(self, model_config: SpectralModelConfig, model_type: Any, device: Any = None) -> None:
         unet = partial(NativeUNet, model_config.spectral)
         super().__init__(model_config, model_type, device=device, unet_model=unet)
+        schedule = model_config.schedule
+        if schedule.zero_terminal_snr and not getattr(self.model_sampling, "zsnr", False):
+            self.model_sampling.set_sigmas(zero_terminal_sigmas(schedule))  # before ComfyUI knew of it
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """What the network is given besides the latent; checks that the conditioning is made for this model.
@@ -122,12 +126,25 @@ class SpectralModelConfig(comfy.supported_models_base.BASE):  # type: ignore[mis
             "linear_start": config.schedule.linear_start,
             "linear_end": config.schedule.linear_end,
             "timesteps": config.schedule.steps,
+            "zsnr": config.schedule.zero_terminal_snr,
         }
+        self.schedule = config.schedule
         self.predicts_velocity = config.schedule.prediction == "v"
 
     def get_model(self, state_dict: Any = None, prefix: str = "", device: Any = None) -> SpectralModel:
         types = comfy.model_base.ModelType
         return SpectralModel(self, types.V_PREDICTION if self.predicts_velocity else types.EPS, device)
+
+
+#: ᾱ of the last step where a schedule of zero terminal SNR needs a finite σ; ComfyUI's own number.
+TERMINAL_ALPHA = 4.8973451890853435e-08
+
+
+def zero_terminal_sigmas(schedule: ScheduleConfig) -> Tensor:
+    """σ = √((1 − ᾱ) / ᾱ) of every step, [T] float64, the last one of `TERMINAL_ALPHA`."""
+    alphas = Schedule.from_config(schedule).alphas_cumprod.clone()
+    alphas[-1] = TERMINAL_ALPHA
+    return ((1.0 - alphas) / alphas).sqrt()
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,17 @@ class ConditioningConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """LDM's "linear" schedule (linear in √β) and what the network predicts: noise ("eps") or velocity ("v")."""
+    """LDM's "linear" schedule (linear in √β) and what the network predicts: noise ("eps") or velocity ("v").
+
+    Args:
+        zero_terminal_snr: √ᾱ is shifted and scaled so that the last step is noise alone (see `diffusion.Schedule`).
+    """
 
     linear_start: float = 0.0015
     linear_end: float = 0.0195
     steps: int = 1000
     prediction: Literal["eps", "v"] = "eps"
+    zero_terminal_snr: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,21 @@ class Schedule:
         linear_end: β of the last step, in (0, 1).
         steps: T.
         prediction: what the network says: "eps" (noise) or "v" (√ᾱ ε − √(1 − ᾱ) x_0).
+        zero_terminal_snr: √ᾱ is shifted and scaled so that it keeps its first value and ends at 0 (Lin et al., "Common
+            Diffusion Noise Schedules and Sample Steps are Flawed", 2023, Algorithm 1). Noise alone says nothing about
+            x_0 then, so that the network has to predict the velocity.
 
     Attributes:
         betas, alphas_cumprod: float64, [T]; ᾱ_t = ∏ (1 − β_s), s ≤ t.
     """
 
     def __init__(
-        self, linear_start: float = 0.0015, linear_end: float = 0.0195, steps: int = 1000, prediction: str = "eps"
+        self,
+        linear_start: float = 0.0015,
+        linear_end: float = 0.0195,
+        steps: int = 1000,
+        prediction: str = "eps",
+        zero_terminal_snr: bool = False,
     ) -> None:
         if not (0.0 < linear_start < 1.0 and 0.0 < linear_end < 1.0 and 1 <= steps <= 10**6):
             raise SpectralError(
@@ -44,14 +52,25 @@ class Schedule:
             )
         if prediction not in ("eps", "v"):
             raise SpectralError(f"A network predicts 'eps' or 'v', not {prediction!r}.")
+        if zero_terminal_snr and (prediction != "v" or steps < 2):
+            raise SpectralError(
+                f"A schedule of zero terminal SNR needs a network that predicts 'v', and 2 steps or more, not "
+                f"{prediction!r} and {steps}; set prediction to v, or zero_terminal_snr to false."
+            )
         self.linear_start, self.linear_end, self.steps, self.prediction = linear_start, linear_end, steps, prediction
+        self.zero_terminal_snr = zero_terminal_snr
         self.betas = torch.linspace(linear_start**0.5, linear_end**0.5, steps, dtype=torch.float64) ** 2
         self.alphas_cumprod = torch.cumprod(1.0 - self.betas, dim=0)
+        if zero_terminal_snr:
+            signal = self.alphas_cumprod.sqrt()
+            signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+            self.alphas_cumprod = signal.square()
+            self.betas[1:] = 1.0 - self.alphas_cumprod[1:] / self.alphas_cumprod[:-1]
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> Schedule:
-        return cls(config.linear_start, config.linear_end, config.steps, config.prediction)
+        return cls(config.linear_start, config.linear_end, config.steps, config.prediction, config.zero_terminal_snr)
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) for integer steps t [B], ready to multiply with `like` [B, …]."""
@@ -82,16 +101,26 @@ class Schedule:
             return (x_t - sigma * prediction) / signal, prediction
         return signal * x_t - sigma * prediction, sigma * x_t + signal * prediction
 
+    def nearest_steps(self, other: Schedule) -> Tensor:
+        """For every step of `other`, the one here whose √ᾱ is nearest: where a network of this schedule is at home."""
+        signal = self.alphas_cumprod.sqrt().flip(0)
+        places = torch.bucketize(other.alphas_cumprod.sqrt(), (signal[1:] + signal[:-1]) / 2)
+        return self.steps - 1 - places
+
     def ddim_timesteps(self, steps: int) -> Tensor:
         """LDM's uniform choice of steps: range(0, T, T // steps) + 1, ascending.
 
-        Where T is not a multiple of `steps` these are a few more than `steps`, as in LDM; all stay below T.
+        Where T is not a multiple of `steps` these are a few more than `steps`, as in LDM; all stay below T. LDM's never
+        hold the last step, from which a schedule of zero terminal SNR has to start: that one's are
+        round(T, T − T/steps, …) − 1 (Lin et al., Table 2, "trailing").
 
         Raises:
             SpectralError: `steps` is not in 1 … T.
         """
         if not 1 <= steps <= self.steps:
             raise SpectralError(f"DDIM can take 1 to {self.steps} steps of this schedule, not {steps}.")
+        if self.zero_terminal_snr:
+            return (torch.arange(1, steps + 1, dtype=torch.float64) * (self.steps / steps)).round().long() - 1
         return (torch.arange(0, self.steps, self.steps // steps) + 1).clamp_(max=self.steps - 1).unique_consecutive()
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from . import wavelet as wavelets
 from .attention import SelfAttention, SpatialTransformer, scaled_dot_product_attention
@@ -130,6 +131,10 @@ class UNet(nn.Module):
         operations: where Linear, Conv2d, GroupNorm and LayerNorm come from.
         attention: (q, k, v, heads) → out, all [B, T, heads · d].
 
+    Attributes:
+        recompute: blocks keep only their inputs for the backward pass, and are computed again in it (activation
+            checkpointing: Chen et al., 2016). The numbers stay the same.
+
     Raises:
         SpectralError: the configuration cannot be built; the setting at fault is named.
     """
@@ -145,7 +150,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check(config)
-        self.config = config
+        self.config, self.recompute = config, False
         self.dtype = dtype or torch.get_default_dtype()
         make = Layers(operations, attention, config.norm_groups, dtype, device)
         width = config.model_channels
@@ -257,17 +262,23 @@ class UNet(nn.Module):
             context = context.to(x.dtype)
         h, skips = x, []
         for index, block in enumerate(self.input_blocks):
-            h = block.features(h, embedding, context)
+            h = self._run(block.features, h, embedding, context)
             self._tap(features, "down", index, h)
-            h = block.resample(h, embedding)
+            h = self._run(block.resample, h, embedding)
             skips.append(h)
-        h = self.middle_block.features(h, embedding, context)
+        h = self._run(self.middle_block.features, h, embedding, context)
         self._tap(features, "middle", 0, h)
         for index, block in enumerate(self.output_blocks):
-            h = block.features(torch.cat([h, skips.pop()], dim=1), embedding, context)
+            h = self._run(block.features, torch.cat([h, skips.pop()], dim=1), embedding, context)
             self._tap(features, "up", index, h)
-            h = block.resample(h, embedding, _size(skips))
+            h = self._run(block.resample, h, embedding, _size(skips))
         return self.out(h)
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """A part of the network; nothing in it is random, so that it can be computed again as it was."""
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(part, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return part(*inputs)
 
     def _tap(self, features: dict[Tap, Tensor] | None, path: str, index: int, h: Tensor) -> None:
         if features is not None and (path, index) in self.taps:

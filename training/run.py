@@ -30,6 +30,7 @@ FREE = {
     *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep", "trackers")),
     *("run.max_skipped", "run.compile", "run.batch_size", "run.accumulate"),  # the images of a step are compared
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
+    "recompute",
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 

@@ -109,18 +109,23 @@ def read_schedule(settings: Settings, prediction: Literal["eps", "v"] | None = N
     """
     if settings.get("beta_schedule", "linear") != "scaled_linear":
         settings.refuse("beta_schedule", '"scaled_linear"')
-    settings.only({"trained_betas": (None,), "rescale_betas_zero_snr": (False, None)})
+    settings.only({"trained_betas": (None,)})
     said = settings.choice("prediction_type", _PREDICTIONS, "epsilon") if prediction is None else prediction
     return ScheduleConfig(
         linear_start=settings.number("beta_start", 0.0001),
         linear_end=settings.number("beta_end", 0.02),
         steps=settings.integer("num_train_timesteps", 1000),
         prediction=said,
+        zero_terminal_snr=settings.flag("rescale_betas_zero_snr"),
     )
 
 
 def write_schedule(config: ScheduleConfig) -> dict[str, Any]:
-    """The scheduler_config.json of DDIM as LDM steps it: from step 1 on, to the β of step 0 last, nothing clipped."""
+    """The scheduler_config.json of DDIM as LDM steps it: from step 1 on, to the β of step 0 last, nothing clipped.
+
+    With zero terminal SNR it starts from the last step instead, as `Schedule.ddim_timesteps` says.
+    """
+    rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -133,6 +138,7 @@ def write_schedule(config: ScheduleConfig) -> dict[str, Any]:
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
+        **(rescaled if config.zero_terminal_snr else {}),
     }
 
 

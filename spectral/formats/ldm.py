@@ -290,9 +290,12 @@ def _schedule(
         schedule, notes = _from_betas(tensors["betas"], where), list[str]()
     else:
         schedule, notes = assumptions.schedule(unet, known)
-    if "ztsnr" in tensors:
-        notes.append("The file asks for a schedule with zero terminal SNR (ztsnr), which is not applied.")
-    return replace(schedule, prediction=options.prediction or _prediction(tensors, metadata, weights, unet)), notes
+    prediction = options.prediction or _prediction(tensors, metadata, weights, unet)
+    # Other programs, too, mind this mark only of a network that predicts the velocity.
+    rescaled = "ztsnr" in tensors and prediction == "v"
+    if "ztsnr" in tensors and not rescaled:
+        notes.append("The file asks for a schedule with zero terminal SNR (ztsnr), which only velocity can have.")
+    return replace(schedule, prediction=prediction, zero_terminal_snr=rescaled), notes
 
 
 def _from_betas(betas: Tensor, where: str) -> ScheduleConfig:

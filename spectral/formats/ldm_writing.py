@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,11 +61,16 @@ def _named(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _buffers(config: ModelConfig) -> dict[str, Tensor]:
-    """The numbers that LDM registers beside the weights: the schedule, and the latents' scale."""
-    schedule = Schedule.from_config(config.schedule)
+    """The numbers that LDM registers beside the weights: the schedule, and the latents' scale.
+
+    `v_pred` and `ztsnr` are the empty marks of other programs for a network that predicts the velocity, and for a
+    schedule that they rescale to zero terminal SNR themselves: the numbers here are those before.
+    """
+    schedule = Schedule.from_config(replace(config.schedule, zero_terminal_snr=False))
     buffers = {
         "betas": schedule.betas.float(),
         "alphas_cumprod": schedule.alphas_cumprod.float(),
         "scale_factor": torch.tensor(config.scale_factor),
     }
-    return buffers | ({"v_pred": torch.zeros(0)} if config.schedule.prediction == "v" else {})
+    marks = {"v_pred": config.schedule.prediction == "v", "ztsnr": config.schedule.zero_terminal_snr}
+    return buffers | {name: torch.zeros(0) for name, holds in marks.items() if holds}

@@ -92,7 +92,10 @@ def write(
             f"{path} is no name for a checkpoint of this project; expected .safetensors at its end (the ldm layout "
             "takes .ckpt, the diffusers layout a folder)."
         )
-    metadata = {**modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: json.dumps(to_dict(config))}
+    description = to_dict(config)
+    if not config.schedule.zero_terminal_snr:  # so that readers who do not know the setting read all other files
+        del description["schedule"]["zero_terminal_snr"]
+    metadata = {**modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: json.dumps(description)}
     write_safetensors(path, tensors, metadata)
 
 

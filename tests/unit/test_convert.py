@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.checkpoint import CheckpointFile, Layout
 from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig, ScheduleConfig, UNetConfig
+from spectral_diffusion.spectral.diffusion import Schedule
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats.source import ReadOptions
 from spectral_diffusion.training import cli
+from spectral_diffusion.training.conditions import declare_torchvision_operators
 
 from . import ldm_files, tiny
 from .ldm_files import CLASSES, CLIP, CONDITIONED, KL, LDM_TEXT, OPEN_CLIP, UNCONDITIONAL, VQ
 
 CONDITIONED_2 = replace(CONDITIONED, use_linear_in_transformer=True, num_heads=-1, num_head_channels=64)
+ZERO_TERMINAL = ScheduleConfig(0.00085, 0.012, prediction="v", zero_terminal_snr=True)
 KINDS: dict[str, ModelConfig] = {
     "unconditional": ModelConfig("teacher", UNCONDITIONAL, VQ),
     "class": ModelConfig("teacher", replace(CONDITIONED, image_size=64), KL, CLASSES, scale_factor=0.3),
@@ -32,6 +36,7 @@ KINDS: dict[str, ModelConfig] = {
         ScheduleConfig(0.00085, 0.012, prediction="v"),
         0.18215,
     ),
+    "zero-terminal-snr": ModelConfig("teacher", CONDITIONED, KL, CLIP, ZERO_TERMINAL, 0.18215),
     "ldm-text": ModelConfig("teacher", CONDITIONED, KL, LDM_TEXT),
 }
 PLACES: dict[str, tuple[Layout, str]] = {
@@ -204,3 +209,39 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert about["unet"]["num_heads"] == 4 and about["kind"] == "teacher" and about["notes"]
     assert cli.main(["inspect", str(target), "--heads", "4", "--head-channels", "2"]) == 2
     assert "exclude each other" in capsys.readouterr().err
+
+
+def test_files_without_zero_terminal_snr_do_not_speak_of_it(tmp_path: Path) -> None:
+    """Readers from before the setting know no such key; a file without it means that it is off."""
+    paths = [tiny.write(tmp_path / f"{kind}.safetensors", KINDS[kind]) for kind in ("clip", "zero-terminal-snr")]
+    said = [json.loads(checkpoint.read(path).metadata["spectral_diffusion"])["schedule"] for path in paths]
+    assert "zero_terminal_snr" not in said[0] and said[1]["zero_terminal_snr"] is True
+    assert [checkpoint.read(path).config.schedule.zero_terminal_snr for path in paths] == [False, True]
+
+
+def test_zero_terminal_snr_in_other_layouts_is_what_other_programs_read(tmp_path: Path) -> None:
+    """LDM's layout: the schedule before, and ComfyUI's marks `v_pred` and `ztsnr`; diffusers': its own setting."""
+    file = source("zero-terminal-snr", tmp_path)
+    checkpoint.convert(file, tmp_path / "model.safetensors", "ldm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["v_pred"].numel() == tensors["ztsnr"].numel() == 0
+    torch.testing.assert_close(tensors["betas"].double(), Schedule(0.00085, 0.012).betas, rtol=1e-6, atol=0)
+    plain = source("open-clip-v", tmp_path / "plain")
+    checkpoint.convert(plain, tmp_path / "plain.safetensors", "ldm")
+    assert "ztsnr" not in load_file(tmp_path / "plain.safetensors")
+    checkpoint.convert(file, tmp_path / "folder", "diffusers")
+    declare_torchvision_operators()
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "folder" / "scheduler")
+    ours = Schedule.from_config(ZERO_TERMINAL)
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), ours.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    scheduler.set_timesteps(20)
+    assert scheduler.timesteps.tolist() == ours.ddim_timesteps(20).flip(0).tolist()
+
+
+def test_the_mark_of_zero_terminal_snr_means_nothing_of_a_network_that_predicts_noise(tmp_path: Path) -> None:
+    file = source("zero-terminal-snr", tmp_path)
+    checkpoint.convert(file, tmp_path / "model.safetensors", "ldm")
+    read = checkpoint.read(tmp_path / "model.safetensors", ReadOptions(prediction="eps", image_size=32))
+    assert not read.config.schedule.zero_terminal_snr

@@ -239,7 +239,7 @@ def test_a_first_stage_that_ldm_has_not_is_refused(
     [
         ({"beta_schedule": "linear"}, "beta_schedule"),
         ({"beta_schedule": ...}, "beta_schedule"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
         ({"prediction_type": "sample"}, "prediction_type"),
         ({"beta_end": "much"}, "beta_end"),

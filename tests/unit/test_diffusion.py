@@ -13,6 +13,7 @@ from torch import Tensor
 from spectral_diffusion.spectral.config import ScheduleConfig
 from spectral_diffusion.spectral.diffusion import Denoise, Schedule, ddim
 from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.training.conditions import declare_torchvision_operators
 
 SHAPE = (64, 4, 16, 16)  # 65536 numbers: their mean is known to 0.004
 PREDICTIONS = ["eps", "v"]
@@ -219,3 +220,69 @@ def test_a_schedule_that_cannot_be_is_refused(arguments: tuple[float, float, int
 def test_a_number_of_steps_that_cannot_be_is_refused(steps: int) -> None:
     with pytest.raises(SpectralError, match=f"1 to 1000.*not {steps}"):
         ddim(contextual, normal(1, 3, 4, 4), Schedule(), steps)
+
+
+def rescaled(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+    return Schedule(start, end, steps, "v", zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0015, 0.0195), (0.00085, 0.012)])
+def test_zero_terminal_snr_is_diffusers_rescaling(start: float, end: float) -> None:
+    """Oracle: diffusers' function of Lin et al.'s Algorithm 1; √ᾱ keeps its first value and ends at 0 exactly."""
+    declare_torchvision_operators()
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    found, before = rescaled(1000, start, end), Schedule(start, end)
+    betas = rescale_zero_terminal_snr(before.betas.clone())
+    torch.testing.assert_close(found.betas, betas, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.alphas_cumprod, torch.cumprod(1 - betas, 0), rtol=1e-9, atol=1e-12)
+    assert found.alphas_cumprod[-1] == 0.0 and found.betas[-1] == 1.0
+    torch.testing.assert_close(found.alphas_cumprod[0], before.alphas_cumprod[0], rtol=1e-12, atol=0)
+    assert (found.alphas_cumprod.diff() < 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20, 50, 999, 1000])
+def test_zero_terminal_snr_is_sampled_from_the_last_step(steps: int) -> None:
+    """Oracle: diffusers' "trailing" spacing, round(T, T − T/S, …) − 1."""
+    expected = np.round(np.arange(1000, 0, -1000 / steps))[:steps] - 1
+    assert rescaled().ddim_timesteps(steps).flip(0).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("eta", "steps", "mean", "variance"),
+    [(0.0, 250, 0.0, 1.0), (0.0, 250, -1.0, 0.04), (1.0, 1000, 1.5, 0.25)],
+    ids=["ddim", "ddim-narrow", "ancestral"],
+)
+def test_zero_terminal_snr_makes_the_gaussian_from_noise_alone(
+    eta: float, steps: int, mean: float, variance: float
+) -> None:
+    """The mean, too, which the first steps of a network of LDM's schedule read off the noise they begin with."""
+    schedule, shape, noise = rescaled(), (32, 4, 16, 16), torch.Generator().manual_seed(3)
+    denoise = gaussian_denoiser(schedule, mean, variance)
+    x_0 = ddim(denoise, normal(*shape, seed=1), schedule, steps, eta=eta, generator=noise)
+    assert x_0.isfinite().all()
+    assert x_0.mean().item() == pytest.approx(mean, abs=0.02)
+    assert x_0.var().item() == pytest.approx(variance, rel=0.04, abs=0.002)
+
+
+def test_one_step_from_noise_alone_is_finite() -> None:
+    x_T = normal(2, 3, 4, 4)
+    found = ddim(lambda x, t, context=None: torch.full_like(x, -0.5), x_T, rescaled(), 1)
+    alpha = rescaled().alphas_cumprod[0]
+    torch.testing.assert_close(found, alpha.sqrt() * 0.5 + (1 - alpha).sqrt() * x_T)
+
+
+@pytest.mark.parametrize(("prediction", "steps"), [("eps", 1000), ("v", 1)])
+def test_zero_terminal_snr_needs_a_velocity_and_two_steps(prediction: str, steps: int) -> None:
+    with pytest.raises(SpectralError, match="zero terminal SNR needs.*set prediction to v"):
+        Schedule(0.001, 0.02, steps, prediction, zero_terminal_snr=True)
+
+
+def test_the_nearest_step_of_another_schedule() -> None:
+    """A schedule is nearest to itself; a rescaled one's steps are later ones of the schedule before, up to its last."""
+    schedule = Schedule(0.00085, 0.012)
+    assert schedule.nearest_steps(schedule).tolist() == list(range(1000))
+    found = schedule.nearest_steps(rescaled())
+    gaps = (schedule.alphas_cumprod.sqrt()[None] - rescaled().alphas_cumprod.sqrt()[:, None]).abs()
+    assert torch.equal(gaps.gather(1, found[:, None])[:, 0], gaps.amin(1))
+    assert found[0] == 0 and (found >= torch.arange(1000)).all() and found[-100:].unique().tolist()[-1] == 999

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from spectral_diffusion.training.losses import frequency_loss, spatial_loss, spectrum_weights
+from spectral_diffusion.training.losses import (
+    Pair,
+    Weigh,
+    distances,
+    frequency_errors,
+    frequency_loss,
+    half,
+    spatial_errors,
+    spatial_loss,
+    spectrum_weights,
+)
+from spectral_diffusion.training.objectives import focal_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -99,3 +113,98 @@ def test_losses_are_float32_and_have_gradients(dtype: torch.dtype) -> None:
     assert loss.dtype == weights.dtype == torch.float32
     loss.backward()
     assert student.grad is not None and student.grad.isfinite().all() and student.grad.any()
+
+
+def pairs(seed: int = 0) -> list[Pair]:
+    """Features of three sizes, the odd one alone."""
+    shapes = [(3, 8, 8), (6, 8, 8), (4, 4, 4), (5, 4, 4), (2, 5, 7)]
+    return [
+        Pair(normal(3, *shape, seed=2 * i), normal(3, *shape, seed=2 * i + 1), torch.tensor(0.5 + i))
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def weighing(x_0: Tensor) -> Weigh:
+    return lambda powers, size: half(spectrum_weights(x_0, size, -1.0))
+
+
+def test_errors_of_samples_have_the_losses_as_their_mean() -> None:
+    student, teacher, weights = normal(4, 3, 8, 8), normal(4, 3, 8, 8, seed=1), normal(4, 1, 8, 8, seed=2).abs()
+    torch.testing.assert_close(spatial_errors(student, teacher).mean(), spatial_loss(student, teacher))
+    found, alone = frequency_errors(student, teacher, weights), []
+    for index in range(4):
+        one = slice(index, index + 1)
+        alone.append(frequency_loss(student[one], teacher[one], weights[one]))
+    torch.testing.assert_close(found, torch.stack(alone))
+
+
+def test_joined_distances_are_the_sum_of_those_one_by_one() -> None:
+    """Values and gradients, to 1e-6 of their size."""
+    x_0, together, apart = normal(3, 4, 8, 8, seed=9), pairs(), pairs()
+    for pair in (*together, *apart):
+        pair.student.requires_grad_()
+    found = distances(together, weighing(x_0))
+    spatial = sum(spatial_errors(s, t) / k for s, t, k in apart)
+    frequency = sum(
+        frequency_errors(s, t, spectrum_weights(x_0, (s.shape[2], s.shape[3]), -1.0)) / k for s, t, k in apart
+    )
+    assert isinstance(spatial, Tensor) and isinstance(frequency, Tensor)
+    torch.testing.assert_close(found.spatial, spatial, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.frequency, frequency, rtol=1e-6, atol=0)
+    (found.spatial + 2 * found.frequency).sum().backward()
+    (spatial + 2 * frequency).sum().backward()
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one.student.grad, other.student.grad, rtol=1e-5, atol=1e-8)
+
+
+class Transforms(TorchFunctionMode):
+    """Counts the Fourier transforms that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "fft_" in getattr(func, "__name__", "") and "freq" not in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_transform_serves_all_features_of_a_size() -> None:
+    x_0 = normal(3, 4, 8, 8, seed=9)
+    with Transforms() as counted:
+        distances(pairs(), weighing(x_0))
+    assert counted.count == 2 * 3  # of the differences, and of x_0, in each of three sizes
+    with Transforms() as counted:
+        for student, teacher, _ in pairs():
+            frequency_loss(student, teacher, torch.ones(1))
+    assert counted.count == 5
+    with Transforms() as counted:
+        found = distances(pairs(), None)
+    assert counted.count == 0 and not found.frequency.any() and found.spatial.all()
+
+
+def test_the_high_bands_part_is_numpys() -> None:
+    """Without weights both losses have the same share, that of the whole transform's frequencies above 0.25."""
+    found = distances(pairs(), lambda powers, size: torch.ones(1, 1, 1, 1))
+    expected = np.zeros(3)
+    for student, teacher, scale in pairs():
+        spectrum = np.abs(np.fft.fft2((student - teacher).numpy(), norm="ortho")) ** 2
+        rows, columns = np.fft.fftfreq(student.shape[2])[:, None], np.fft.fftfreq(student.shape[3])[None]
+        expected += (spectrum * (np.hypot(rows, columns) > 0.25)).mean(axis=(1, 2, 3)) / float(scale)
+    np.testing.assert_allclose(found.spatial_high.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(found.frequency_high.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+def test_focal_frequency_loss_is_the_articles(alpha: float) -> None:
+    """Jiang et al., Eq. 9: the mean of w |F_s − F_t|², w = |F_s − F_t|^α over its maximum, which has no gradient."""
+    student, teacher = normal(2, 3, 8, 8).requires_grad_(), normal(2, 3, 8, 8, seed=1)
+    found = distances([Pair(student, teacher)], lambda powers, size: focal_weights(powers, alpha)).frequency
+    gap = np.fft.fft2((student - teacher).detach().numpy(), norm="ortho")
+    distance = np.abs(gap) ** alpha
+    weights = distance / distance.max(axis=(2, 3), keepdims=True)
+    np.testing.assert_allclose(found.detach().numpy(), (weights * np.abs(gap) ** 2).mean(axis=(1, 2, 3)), rtol=1e-4)
+    found.sum().backward()
+    assert student.grad is not None
+    by_hand = np.fft.ifft2(2 * weights * gap, norm="ortho").real / (3 * 64)  # the transform is unitary
+    np.testing.assert_allclose(student.grad.numpy(), by_hand, rtol=1e-3, atol=1e-6)

@@ -1,0 +1,245 @@
+"""What distillation can do beyond the paper, against formulas by hand; and what it logs of its losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral.config import ScheduleConfig
+from spectral_diffusion.spectral.diffusion import Schedule
+from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.spectral.unet import Tap, UNet
+from spectral_diffusion.training import distill
+from spectral_diffusion.training.distill import DistillTask, LossConfig, TapConfig
+from spectral_diffusion.training.images import DataConfig
+from spectral_diffusion.training.losses import Pair
+from spectral_diffusion.training.objectives import BINS, min_snr_weights
+from spectral_diffusion.training.sample import sample_checkpoint
+
+from . import tiny
+from .test_distill import BATCH, configure, losses_of, task_of
+
+OUTPUT_ALONE = TapConfig(down=False, middle=False, up=False)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
+
+
+def errors_of(task: DistillTask, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The error [B, …] of the student that `losses_of` measures, and its steps."""
+    torch.manual_seed(seed)
+    x_0, t = task.x_0[BATCH], torch.randint(task.schedule.steps, (len(BATCH),))
+    noise = torch.randn_like(x_0)
+    with torch.no_grad():
+        context = task.conditions.context(task._frozen[1], BATCH)
+        prediction = task.student(task.schedule.q_sample(x_0, t, noise), t, context)
+    return prediction - task.schedule.target(x_0, t, noise), t
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_min_snr_weighs_the_samples_of_l_ddpm_alone(prediction: Any, teacher: Path, data: DataConfig) -> None:
+    config = configure(teacher, data, prediction=prediction)
+    plain, task = task_of(config), task_of(replace(config, loss=LossConfig(min_snr=2.0)))
+    task.align.load_state_dict(plain.align.state_dict())
+    before = losses_of(plain)
+    found, (error, t) = losses_of(task), errors_of(task)
+    weights = min_snr_weights(Schedule().alphas_cumprod, t, 2.0, prediction)
+    torch.testing.assert_close(found["ddpm"], (weights * error.square().mean((1, 2, 3))).mean())
+    assert found["ddpm"] < before["ddpm"]
+    assert found["spatial"] == before["spatial"] and found["frequency"] == before["frequency"]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_focal_frequency_loss_is_the_articles(prediction: Any, teacher: Path, data: DataConfig) -> None:
+    """Of the outputs alone, by numpy: the mean of w |F_s − F_t|², w = |F_s − F_t| over its maximum in each channel."""
+    loss = LossConfig(taps=OUTPUT_ALONE, frequency_weights="focal")
+    task = task_of(configure(teacher, data, loss=loss, prediction=prediction))
+    found = losses_of(task)
+    gap = noises_apart(task).numpy()
+    distance = np.abs(np.fft.fft2(gap, norm="ortho"))
+    weights = distance / distance.max(axis=(2, 3), keepdims=True)
+    assert found["frequency"].item() == pytest.approx(float(np.mean(weights * distance**2)), rel=1e-4)
+    assert found["spatial"].item() == pytest.approx(float(np.mean(gap**2)), rel=1e-4)
+
+
+def noises_apart(task: DistillTask, seed: int = 0) -> Tensor:
+    """The student's noise less the teacher's, with both networks called by hand on the x_t of `losses_of`."""
+    torch.manual_seed(seed)
+    x_0, t = task.x_0[BATCH], torch.randint(1000, (4,))
+    alpha = task.schedule.alphas_cumprod[t].view(-1, 1, 1, 1).float()
+    x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * torch.randn_like(x_0)
+    network, conditioner = task._frozen
+    with torch.no_grad():
+        context = task.conditions.context(conditioner, BATCH)
+        said, own = network(x_t, t, context), task.student(x_t, t, context)
+    return ((1 - alpha).sqrt() * x_t + alpha.sqrt() * own if task.schedule.prediction == "v" else own) - said
+
+
+@pytest.mark.parametrize(("student", "said"), [("eps", "eps"), ("v", "v"), ("v", "eps"), ("eps", "v")])
+def test_two_perfect_networks_agree_whatever_they_predict(
+    student: Any, said: Any, teacher: Path, data: DataConfig
+) -> None:
+    opened = checkpoint.load(teacher)
+    task = task_of(configure(teacher, data, prediction=student))
+    task._teacher_schedule = Schedule(prediction=said)
+    x_0, noise, t = task.x_0[BATCH], torch.randn(4, 4, 8, 8), torch.tensor([0, 300, 700, 999])
+    x_t = opened.schedule.q_sample(x_0, t, noise)
+    outputs = [Schedule(prediction=kind).target(x_0, t, noise) for kind in (student, said)]
+    mine, theirs = task.comparable(*outputs, x_t, t)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    expected = outputs[0] if student == said else noise
+    torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_zero_terminal_snr_the_teacher_is_asked_where_it_knows_the_noise(teacher: Path, data: DataConfig) -> None:
+    task = task_of(configure(teacher, data, prediction="v", zero_terminal_snr=True))
+    known, rescaled = Schedule().alphas_cumprod.sqrt(), task.schedule.alphas_cumprod.sqrt()
+    assert rescaled[-1] == 0 and task.teacher_steps[-1] == 999 and task.teacher_steps[0] == 0
+    inside = rescaled > known[-1]
+    assert ((known[task.teacher_steps] - rescaled).abs()[inside] < 1.1e-3).all()  # half a step, and a bit
+    found = losses_of(task)
+    assert all(value.isfinite() for value in found.values())
+    found["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.student.parameters())
+    ordinary = task_of(configure(teacher, data))
+    assert torch.equal(ordinary.teacher_steps, torch.arange(1000))
+
+
+def test_min_snr_with_zero_terminal_snr_leaves_the_last_step_some_weight() -> None:
+    weights = distill.step_weights(Schedule(prediction="v", zero_terminal_snr=True), 5.0)
+    alpha = Schedule().alphas_cumprod[-1].item()
+    assert weights[-1].item() == pytest.approx(alpha / (1 - alpha) / (1 + alpha / (1 - alpha)), rel=1e-4)
+    assert weights.isfinite().all() and (weights > 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": LossConfig(min_snr=5.0)},
+        {"loss": LossConfig(frequency_weights="focal")},
+        {"prediction": "v"},
+        {"prediction": "v", "zero_terminal_snr": True, "loss": LossConfig(min_snr=5.0)},
+        {"init": "teacher", "recompute": True},
+    ],
+    ids=["min-snr", "focal", "v", "zero-terminal-snr", "init"],
+)
+def test_a_run_with_an_option_makes_a_student_that_samples(
+    settings: dict[str, Any], teacher: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    config = configure(teacher, data, tmp_path / "run", **settings)
+    result = distill.train(replace(config, run=replace(config.run, steps=2)))
+    student = checkpoint.load(result["path"])
+    expected = ScheduleConfig(
+        prediction=settings.get("prediction", "eps"), zero_terminal_snr=settings.get("zero_terminal_snr", False)
+    )
+    assert student.config.schedule == expected
+    images = sample_checkpoint(student, ["blue", "red"], steps=4)
+    assert images.isfinite().all() and images.std() > 0
+
+
+def test_rows_add_up_to_the_losses(teacher: Path, data: DataConfig) -> None:
+    task = task_of(configure(teacher, data))
+    task.detailed = True
+    found, (error, t) = losses_of(task), errors_of(task)
+    for name in ("ddpm", "spatial", "frequency"):
+        rows = torch.stack([found[f"{name}/t{index}"] for index in range(BINS)])
+        assert rows[:, 1].tolist() == [((t * BINS) // 1000 == index).sum() for index in range(BINS)]
+        torch.testing.assert_close(rows[:, 0].sum() / rows[:, 1].sum(), found[name].detach())
+        shares = torch.stack([found[f"{name}/high/t{index}"] for index in range(BINS)])
+        torch.testing.assert_close(shares[:, 1], rows[:, 0])
+        torch.testing.assert_close(shares.sum(0), found[f"{name}/high"])
+        assert 0 < found[f"{name}/high"][0] < found[f"{name}/high"][1]
+        assert not any(found[f"{name}/t{index}"].requires_grad for index in range(BINS))
+    spectrum = np.abs(np.fft.fft2(error.numpy(), norm="ortho")) ** 2
+    radius = np.hypot(np.fft.fftfreq(8)[:, None], np.fft.fftfreq(8)[None])
+    share = spectrum[..., radius > 0.25].sum() / spectrum.sum()
+    assert (found["ddpm/high"][0] / found["ddpm/high"][1]).item() == pytest.approx(share, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [(LossConfig(0, 0), {"ddpm"}), (LossConfig(0.1, 0), {"ddpm"}), (LossConfig(), {"ddpm", "spatial", "frequency"})],
+    ids=["plain", "spatial", "all"],
+)
+def test_rows_are_there_on_demand_and_where_there_is_a_spectrum(
+    loss: LossConfig, names: set[str], teacher: Path, data: DataConfig
+) -> None:
+    task = task_of(configure(teacher, data, loss=loss))
+    assert not any("/" in name for name in losses_of(task))
+    task.detailed = True
+    found = losses_of(task)
+    assert {name.split("/")[0] for name in found if "/high" in name} == names
+    assert all(value.shape == ((2,) if "/" in name else ()) for name, value in found.items())
+
+
+def test_the_teacher_is_asked_in_inference_mode_and_costs_no_gradient(teacher: Path, data: DataConfig) -> None:
+    task = task_of(configure(teacher, data))
+    known: dict[Tap, Tensor] = {}
+    with torch.no_grad():
+        context = task.conditions.context(task._frozen[1], BATCH)
+    x = torch.randn(4, 4, 8, 8)
+    said = task.ask(x, torch.tensor([1, 2, 3, 4]), context, known)
+    assert said.is_inference() and all(feature.is_inference() for feature in known.values())
+    gap = task.distillation(task.x_0[BATCH], [Pair(torch.zeros_like(x).requires_grad_(), said)])
+    (gap.spatial + gap.frequency).sum().backward()
+
+
+@pytest.mark.parametrize("resampler", ["wavelet", "conv"])
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_computing_activations_again_changes_no_number(resampler: Any, conditioned: bool) -> None:
+    config = replace(tiny.CONDITIONED if conditioned else tiny.UNCONDITIONAL, resampler=resampler)
+    network = tiny.randomized(UNet(config))
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 900])
+    context = torch.randn(2, 5, 32) if conditioned else None
+    results = []
+    for again in (False, True):
+        network.recompute = again
+        network.zero_grad()
+        features: dict[Tap, Tensor] = {}
+        out = network(x, t, context, features=features)
+        (out.square().sum() + sum(feature.square().mean() for feature in features.values())).backward()
+        results.append([out.detach(), *(p.grad for p in network.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"zero_terminal_snr": True}, "zero_terminal_snr needs a student that predicts velocity.*set prediction to v"),
+        ({"init": "teacher", "model_channels": 96}, "model_channels is 96.*64.*init"),
+    ],
+    ids=["zero-terminal-snr", "wider"],
+)
+def test_what_cannot_be_is_a_sentence_and_leaves_no_run(
+    settings: dict[str, Any], says: str, teacher: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(SpectralError, match=says):
+        distill.train(configure(teacher, data, tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"min_snr": -1.0}, "loss.min_snr is -1.0"),
+        ({"min_snr": float("nan")}, "loss.min_snr is nan"),
+        ({"focal_alpha": 0.0}, "loss.focal_alpha is 0.0; expected an exponent above 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(settings: dict[str, float], says: str) -> None:
+    with pytest.raises(SpectralError, match=says):
+        LossConfig(**settings)  # type: ignore[arg-type]
