@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cli, emoji
+from .. import cli, emoji
 
 
 def main(argv: Sequence[str]) -> None:
