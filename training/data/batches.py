@@ -93,8 +93,14 @@ class MapData(Data):
         """Whether loading takes nothing but copying."""
 
     @abstractmethod
-    def load(self, plan: Plan, seed: int) -> Loaded:
-        """The samples of a batch; one that cannot be read is replaced by the next that can."""
+    def load(self, plan: Plan, seed: int, mirrored: bool = True) -> Loaded:
+        """The samples of a batch; one that cannot be read is replaced by the next that can.
+
+        Args:
+            plan: which they are.
+            seed: of crops and mirroring.
+            mirrored: as the configuration says; or not at all.
+        """
 
     def order(self, batch_size: int, seed: int) -> Order:
         """The sequence of all batches."""
@@ -102,7 +108,7 @@ class MapData(Data):
 
     def loader(self, batch_size: int, seed: int, start: int, rank: int, world: int, workers: int) -> DataLoader[Loaded]:
         plans = _Plans(self.order(batch_size, seed), start, rank, world)
-        return make_loader(_Loading(self, seed), 0 if self.in_memory else workers, sampler=plans)
+        return make_loader(Loading(self, seed), 0 if self.in_memory else workers, sampler=plans)
 
 
 class _Plans:
@@ -115,15 +121,15 @@ class _Plans:
         return map(self.order.plan, order.numbers(*self.place))
 
 
-class _Loading(Dataset[Loaded]):
+class Loading(Dataset[Loaded]):
     """Plan → batch."""
 
-    def __init__(self, data: MapData, seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: MapData, seed: int, mirrored: bool = True) -> None:
+        self.data, self.seed, self.mirrored = data, seed, mirrored
 
     def __getitem__(self, plan: Plan) -> Loaded:
         try:
-            return self.data.load(plan, self.seed)
+            return self.data.load(plan, self.seed, self.mirrored)
         except SpectralError as error:
             return Loaded(None, [], str(error))
 

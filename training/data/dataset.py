@@ -10,6 +10,7 @@ from . import records, shards
 from .batches import Data
 from .config import DataConfig
 from .images import Images
+from .latents_folder import CachedLatents, is_cache
 
 #: The emoji that ship with the kit (see `training/emoji.py` for how they are made).
 EMOJI64 = Path(__file__).parent.parent / "datasets" / "emoji64.tar"
@@ -25,12 +26,14 @@ def open_data(config: DataConfig, *, multiple: int = 1) -> Data:
     Raises:
         SpectralError: the path does not exist, is not readable, or nothing is left to train on.
     """
-    path = EMOJI64 if config.path == "emoji64" else Path(config.path)
-    return open_images(config, path, multiple)
+    if is_cache(Path(config.path)):
+        return CachedLatents(config, Path(config.path))
+    return open_images(config, multiple)
 
 
-def open_images(config: DataConfig, path: Path, multiple: int = 1) -> Images:
+def open_images(config: DataConfig, multiple: int = 1) -> Images:
     """The images of a folder, or of the shards that a path stands for; raises as `open_data`."""
+    path = EMOJI64 if config.path == "emoji64" else Path(config.path)
     found = records.in_folder(path) if path.is_dir() else shards.in_shards(shards.named(str(path)))
     kept = [record for record in found if records.chosen(record.groups, config.subgroups)]
     if not kept:

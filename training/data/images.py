@@ -49,10 +49,10 @@ class Images(MapData):
         self._corrupt: dict[int, str] = {}
         self._kept: list[Pixels | None] | None = None
         self._digest = ""
-        self._buckets: list[int] | None = None
+        self.buckets: list[int] | None = None
         if config.buckets:
             self.sizes = order.bucket_sizes(config.size, multiple)
-            self._buckets = self._each(self._bucket, order.nearest_bucket((1, 1), self.sizes))
+            self.buckets = self._each(self._bucket, order.nearest_bucket((1, 1), self.sizes))
         pixels = 3 * config.size**2 * len(records)
         if config.cache == "memory" or (config.cache == "auto" and not config.buckets and pixels < IN_MEMORY):
             self._kept = self._each(self._prepare, None)
@@ -78,9 +78,9 @@ class Images(MapData):
         return [(self.records[index].name, reason) for index, reason in sorted(self._corrupt.items())]
 
     def order(self, batch_size: int, seed: int) -> Order:
-        if self._buckets is None:
+        if self.buckets is None:
             return super().order(batch_size, seed)
-        return order.Bucketed(self._buckets, batch_size, seed)
+        return order.Bucketed(self.buckets, batch_size, seed)
 
     def preview_samples(self, count: int) -> Batch:
         """Squares from the centres of samples from all over the data."""
@@ -92,8 +92,8 @@ class Images(MapData):
             raise SpectralError(f"The images of {self.source} cannot be read; check the first and the last of them.")
         return self._batch(samples)
 
-    def load(self, plan: Plan, seed: int) -> Loaded:
-        framing = Framing(self.config.crop, self.config.flip, seed)
+    def load(self, plan: Plan, seed: int, mirrored: bool = True) -> Loaded:
+        framing = Framing(self.config.crop, self.config.flip and mirrored, seed)
         size = self.sizes[plan.bucket]
         corrupt: list[tuple[str, str]] = []
         samples: list[tuple[int, Pixels]] = []

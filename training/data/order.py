@@ -80,12 +80,13 @@ class Bucketed:
 
     Args:
         buckets: the bucket of every sample, numbered from the tallest size to the widest.
+        join: whether small buckets may join; else their batches repeat samples.
         batch_size: samples of a batch.
         seed: of the permutations.
     """
 
-    def __init__(self, buckets: Sequence[int], batch_size: int, seed: int) -> None:
-        joined = joined_buckets(Counter(buckets), batch_size)
+    def __init__(self, buckets: Sequence[int], batch_size: int, seed: int, join: bool = True) -> None:
+        joined = joined_buckets(Counter(buckets), batch_size if join else 1)
         self.members: dict[int, list[int]] = {}
         for index, bucket in enumerate(buckets):
             self.members.setdefault(joined[bucket], []).append(index)
