@@ -303,7 +303,7 @@ def broken(folder: Path, kind: str) -> Path:
 def test_a_corrupt_image_is_named_once_and_replaced_by_the_next(kind: str, cache: str, tmp_path: Path) -> None:
     folder, log = broken(tmp_path / "data", kind), tmp_path / "run" / "corrupt.log"
     data = opened(folder, cache=cache, max_corrupt=1)
-    found = first(data, 9, log=log)
+    found = first(data, 9, folder=log.parent)
     assert all(len(batch["index"]) == 4 for batch in found)
     order = torch.cat([batch["index"] for batch in found]).tolist()
     whole = opened(tiny.pictures(tmp_path / "whole", 12))
@@ -312,7 +312,7 @@ def test_a_corrupt_image_is_named_once_and_replaced_by_the_next(kind: str, cache
     (line,) = log.read_text().splitlines()
     assert json.loads(line)["file"] == str(folder / "blue" / "blue-10.png")
     assert "cannot be read" in json.loads(line)["reason"]
-    later = first(opened(folder, cache=cache, max_corrupt=1), 4, start=5, log=log, workers=1)
+    later = first(opened(folder, cache=cache, max_corrupt=1), 4, start=5, folder=log.parent, workers=1)
     assert torch.cat([batch["index"] for batch in later]).tolist() == order[20:]
     assert len(log.read_text().splitlines()) == 1
 
@@ -323,7 +323,7 @@ def test_too_many_corrupt_images_stop_the_run(limit: float, cache: str, workers:
     data = opened(broken(tmp_path / "data", "cut"), cache=cache, max_corrupt=limit)
     says = rf"1 of the images of .*data cannot be read, more than data.max_corrupt {limit:g} allows; all are named in "
     with pytest.raises(SpectralError, match=says + r".*corrupt\.log; the last one: .*blue-10\.png cannot be read as"):
-        first(data, 9, workers=workers, log=tmp_path / "corrupt.log")
+        first(data, 9, workers=workers, folder=tmp_path)
 
 
 def test_a_log_is_shared_and_survives_a_cut_line(tmp_path: Path) -> None:
@@ -331,13 +331,13 @@ def test_a_log_is_shared_and_survives_a_cut_line(tmp_path: Path) -> None:
     log = tmp_path / "corrupt.log"
     log.write_text(json.dumps({"file": "other.png", "reason": "x"}) + '\n{"file": "ha')
     data = opened(broken(tmp_path / "data", "text"), cache="off", max_corrupt=2)
-    first(data, 9, log=log)
+    first(data, 9, folder=log.parent)
     assert [json.loads(line)["file"] for line in log.read_text().splitlines()[::2]] == [
         "other.png",
         str(tmp_path / "data" / "blue" / "blue-10.png"),
     ]
     with pytest.raises(SpectralError, match="2 of the images"):
-        first(opened(tmp_path / "data", cache="off", max_corrupt=1), 9, log=log)
+        first(opened(tmp_path / "data", cache="off", max_corrupt=1), 9, folder=log.parent)
 
 
 def test_where_no_image_can_be_read_the_run_stops(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ...spectral.errors import SpectralError
 from . import order
 from .config import DataConfig
-from .corrupt import CorruptLog
+from .notes import CorruptLog
 from .order import Order, Plan
 
 #: "index" int64 [B] (not of a stream), "caption" and "label" (the subgroup) list[str]; and either "image" uint8
@@ -33,11 +33,13 @@ class Loaded(NamedTuple):
         batch: None where nothing could be loaded.
         corrupt: (name, reason) of samples that were met for the first time and could not be read.
         failure: the sentence that ends the run.
+        counted: (number, samples) of shards of a stream that were read to their end.
     """
 
     batch: Batch | None
     corrupt: list[tuple[str, str]]
     failure: str | None = None
+    counted: tuple[tuple[int, int], ...] = ()
 
 
 class Data(ABC):
@@ -76,6 +78,12 @@ class Data(ABC):
     def found(self) -> list[tuple[str, str]]:
         """(name, reason) of what was found corrupt when the data was opened."""
         return []
+
+    def recall(self, folder: Path | None) -> None:
+        """Before batches are made: what a run that goes on in `folder` has learnt of its data."""
+
+    def note(self, counted: Sequence[tuple[int, int]]) -> None:
+        """Keep what workers counted."""
 
 
 class MapData(Data):
@@ -163,13 +171,14 @@ class Batches(Iterator[Batch]):
 
     Args:
         loader: gives them.
+        data: what they are of.
         log: of what cannot be read.
         seen: samples that the data has, or, of a stream, that all processes have used at batch 0 of this iterator.
         stride: samples that all processes use with every batch of a stream; 0 where `seen` is all there is.
     """
 
-    def __init__(self, loader: DataLoader[Loaded], log: CorruptLog, seen: int, stride: int) -> None:
-        self.log, self.seen, self.stride, self.waited = log, seen, stride, 0.0
+    def __init__(self, loader: DataLoader[Loaded], data: Data, log: CorruptLog, seen: int, stride: int) -> None:
+        self.data, self.log, self.seen, self.stride, self.waited = data, log, seen, stride, 0.0
         self._asked = 0.0
         self._loaded = iter(loader)
         _OPEN.add(self)
@@ -188,6 +197,7 @@ class Batches(Iterator[Batch]):
         finally:
             self.waited += time.perf_counter() - before
         self.seen += self.stride
+        self.data.note(loaded.counted)
         for name, reason in loaded.corrupt:
             self.log.add(name, reason, self.seen)
         if loaded.batch is None:
@@ -227,7 +237,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     workers: int | None = None,
-    log: Path | None = None,
+    folder: Path | None = None,
 ) -> Batches:
     """Endless batches of `data` for one of `world` processes.
 
@@ -240,16 +250,18 @@ def batches(
         start: batches that every process has used already.
         rank, world: which process of how many.
         workers: processes that load ahead; None: as the data's configuration says.
-        log: where to name what cannot be read, a file that all processes share; None names nothing.
+        folder: of the run, which all processes share: `corrupt.log` there names what cannot be read, and `shards.jsonl`
+            counts the samples of a stream's shards; None remembers nothing.
 
     Raises:
         SpectralError: too much of the data cannot be read.
     """
-    found = CorruptLog(log, data.config.max_corrupt, data.source)
+    found = CorruptLog(None if folder is None else folder / "corrupt.log", data.config.max_corrupt, data.source)
     count = data.count
     if count is not None:
         for name, reason in data.found():
             found.add(name, reason, count)
     stride = 0 if count is not None else batch_size * world
+    data.recall(folder)
     loader = data.loader(batch_size, seed, start, rank, world, data.config.workers if workers is None else workers)
-    return Batches(loader, found, start * stride if count is None else count, stride)
+    return Batches(loader, data, found, start * stride if count is None else count, stride)

@@ -23,10 +23,10 @@ from ...spectral.formats.writing import write_safetensors
 from ..files import write_whole
 from . import latents, latents_folder, order
 from .batches import Batches, Loading, make_loader
-from .corrupt import CorruptLog
 from .images import Images
 from .latents import encode
 from .latents_folder import FORMAT, INDEX, VERSION, described
+from .notes import CorruptLog
 from .order import Plan
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -202,7 +202,7 @@ def _write_shards(
         log.add(name, reason, len(images))
     plans = [plan for number in numbers for plan in _parts(shards[number], options.batch)]
     loader = make_loader(Loading(images, 0, mirrored=False), 0 if images.in_memory else options.workers, sampler=plans)
-    loaded = Batches(loader, log, len(images), 0)
+    loaded = Batches(loader, images, log, len(images), 0)
     bar = tqdm(
         total=sum(len(shards[n].items) for n in numbers), unit="image", disable=not PartialState().is_main_process
     )

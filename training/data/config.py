@@ -29,8 +29,8 @@ class DataConfig:
         max_corrupt: images that cannot be read are left out; a run stops when there are more of them than this share
             of the data (below 1), or than this number.
         shuffle: samples that each lane of a stream holds back to mix their order.
-        lanes: shards of a stream that are read side by side, over all processes; the order of a stream depends on it
-            and not on the number of workers.
+        lanes: parts of a stream, over all processes, each of which gives whole batches in its turn; the order of a
+            stream depends on their number, and not on that of the workers.
     """
 
     path: str = "emoji64"
@@ -42,7 +42,7 @@ class DataConfig:
     workers: int = 2
     cache: Literal["auto", "memory", "off"] = "auto"
     max_corrupt: float = 0.01
-    shuffle: int = 1000
+    shuffle: int = 512
     lanes: int = 8
 
     def __post_init__(self) -> None:

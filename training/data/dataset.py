@@ -11,6 +11,7 @@ from .batches import Data
 from .config import DataConfig
 from .images import Images
 from .latents_folder import CachedLatents, is_cache
+from .streams import Stream
 
 #: The emoji that ship with the kit (see `training/emoji.py` for how they are made).
 EMOJI64 = Path(__file__).parent.parent / "datasets" / "emoji64.tar"
@@ -26,6 +27,9 @@ def open_data(config: DataConfig, *, multiple: int = 1) -> Data:
     Raises:
         SpectralError: the path does not exist, is not readable, or nothing is left to train on.
     """
+    if config.path.startswith("pipe:"):
+        commands = shards.expand(config.path.removeprefix("pipe:").strip(), lists=False)
+        return Stream(config, commands, config.path, multiple)
     if is_cache(Path(config.path)):
         return CachedLatents(config, Path(config.path))
     return open_images(config, multiple)
@@ -33,6 +37,8 @@ def open_data(config: DataConfig, *, multiple: int = 1) -> Data:
 
 def open_images(config: DataConfig, multiple: int = 1) -> Images:
     """The images of a folder, or of the shards that a path stands for; raises as `open_data`."""
+    if config.path.startswith("pipe:"):
+        raise SpectralError(f"{config.path} is a stream; expected a folder, shards on this machine, or emoji64.")
     path = EMOJI64 if config.path == "emoji64" else Path(config.path)
     found = records.in_folder(path) if path.is_dir() else shards.in_shards(shards.named(str(path)))
     kept = [record for record in found if records.chosen(record.groups, config.subgroups)]
