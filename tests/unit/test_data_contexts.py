@@ -1,0 +1,132 @@
+"""Captions and classes of batches as contexts, beside what `conditions` makes of the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_diffusion.spectral.conditioning import build
+from spectral_diffusion.spectral.config import ConditioningConfig
+from spectral_diffusion.spectral.errors import SpectralError
+from spectral_diffusion.training.conditions import Conditions, tokenize
+from spectral_diffusion.training.data import contexts
+from spectral_diffusion.training.data.batches import Batch, Data
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.data.contexts import Contexts
+from spectral_diffusion.training.images import ImageSet
+
+from . import tiny
+
+CAPTIONS = ("a cat", "a dog", "a red apple", "a cat", "ein Käse 🧀")
+SUBGROUPS = ("red", "blue", "red", "blue", "blue")
+
+
+class Told(Data):
+    """Data of which only captions and subgroups matter."""
+
+    def __init__(self, captions: Sequence[str] | None = CAPTIONS, subgroups: Sequence[str] | None = SUBGROUPS) -> None:
+        super().__init__(DataConfig(), "told", captions, subgroups)
+
+    sha256 = ""
+    preview_samples = loader = None  # type: ignore[assignment]
+
+
+Told.__abstractmethods__ = frozenset()
+
+
+def batch(*indices: int) -> Batch:
+    return {
+        "index": torch.tensor(indices),
+        "caption": [CAPTIONS[index] for index in indices],
+        "label": [SUBGROUPS[index] for index in indices],
+    }
+
+
+def former(config: ConditioningConfig, dropout: float = 0.0) -> Conditions:
+    return Conditions(config, ImageSet(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), CAPTIONS, SUBGROUPS), dropout)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("config", [tiny.TEXT, tiny.CLASSES], ids=["text", "class"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
+def test_contexts_and_dropped_ones_are_what_they_were(dropout: float, config: ConditioningConfig, frozen: bool) -> None:
+    """The same draws of the same random stream, so that a run goes on as it began."""
+    conditioner = tiny.randomized(build(config))  # type: ignore[type-var]
+    new, old = Contexts(config, Told(), dropout), former(config, dropout)
+    assert new.freeze(conditioner) == (config.kind == "text") if frozen else True
+    torch.manual_seed(3)
+    found = [new.context(conditioner, batch(4, 0, 2, 3)) for _ in range(5)] + [torch.rand(1)]
+    torch.manual_seed(3)
+    expected = [old.context(conditioner, torch.tensor([4, 0, 2, 3])) for _ in range(5)] + [torch.rand(1)]
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and other is not None and torch.allclose(one, other, atol=1e-5)
+    one, other = new.unconditional(conditioner), old.unconditional(conditioner)
+    assert one is not None and other is not None and torch.equal(one, other)
+
+
+def test_states_are_computed_once_for_every_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = build(tiny.TEXT)
+    assert tower is not None
+    seen: list[int] = []
+    tower.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    found = Contexts(tiny.TEXT, Told())
+    assert found.freeze(tower, batch=3) and seen == [3, 2]  # four captions that differ, and the empty one
+    context = found.context(tower, batch(1, 2))
+    assert context is not None and seen == [3, 2] and not context.requires_grad
+    assert torch.allclose(context, tower(tokenize(["a dog", "a red apple"])), atol=1e-5)
+    monkeypatch.setattr(contexts, "ON_DEVICE", 10)
+    assert Contexts(tiny.TEXT, Told()).freeze(tower)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["too-large", "stream"])
+def test_what_does_not_fit_is_computed_on_the_fly(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts, "KEPT_TOKENS", 2)
+    tower = build(tiny.TEXT)
+    assert tower is not None
+    found = Contexts(tiny.TEXT, Told() if known else Told(None, None))
+    assert not found.freeze(tower, limit=4 * 77 * 32 * 4)
+    for indices in ((0, 1, 2), (4,), (0, 3, 1)):
+        context = found.context(tower, batch(*indices))
+        assert context is not None and torch.equal(context, tower(tokenize([CAPTIONS[i] for i in indices])))
+        assert context.requires_grad
+
+
+def test_classes_of_a_stream_are_known_by_name_or_number() -> None:
+    embedder = build(tiny.CLASSES)
+    assert embedder is not None
+    found = Contexts(tiny.CLASSES, Told(None, None))
+    context = found.context(embedder, batch(0, 1))
+    assert context is not None and torch.equal(context, embedder(torch.tensor([1, 0])))
+    with pytest.raises(SpectralError, match="no class named 'green'; its classes are blue, red"):
+        found.context(embedder, {"label": ["green"]})
+    numbered = Contexts(replace(tiny.CLASSES, class_names=()), Told(None, None))
+    context = numbered.context(embedder, {"label": ["1", "0"]})
+    assert context is not None and torch.equal(context, embedder(torch.tensor([1, 0])))
+
+
+@pytest.mark.parametrize("groups", [("1", "0", "01"), ("n01440764", "n01443537")], ids=["numbers", "synsets"])
+def test_classes_without_names(groups: tuple[str, ...]) -> None:
+    numbers = contexts.class_numbers(replace(tiny.CLASSES, class_names=()), groups)
+    assert [numbers[group] for group in groups] == ([1, 0, 1] if groups[0] == "1" else [0, 1])
+
+
+def test_what_cannot_be_conditioned_on_is_a_sentence() -> None:
+    with pytest.raises(SpectralError, match="no class named 'green'"):
+        Contexts(tiny.CLASSES, Told(["x"], ["green"]))
+    with pytest.raises(SpectralError, match="2 classes have no names, and the data has 1 subgroups"):
+        Contexts(replace(tiny.CLASSES, class_names=()), Told(["x"], ["green"]))
+    with pytest.raises(SpectralError, match=r"dropout is 0\.1, but none of the model's 3 classes stands for no class"):
+        Contexts(replace(tiny.CLASSES, null_class=False), Told(), dropout=0.1)
+    with pytest.raises(SpectralError, match="width 640, but its encoder is not in the checkpoint"):
+        Contexts(ConditioningConfig("external", width=640), Told())
+    with pytest.raises(SpectralError, match="vocab"):
+        Contexts(replace(tiny.TEXT, tower="ldm"), Told(), vocabulary=Path("missing.txt"))
+
+
+def test_an_unconditional_model_has_no_contexts() -> None:
+    found = Contexts(ConditioningConfig(), Told())
+    assert found.context(None, batch(0)) is None and found.unconditional(None) is None and not found.freeze(None)

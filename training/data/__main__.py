@@ -1,0 +1,101 @@
+"""The command `data`: build a data set that ships with the kit, or cache the latents of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...spectral.config import ModelConfig
+from ...spectral.errors import SpectralError
+from .. import cli, emoji
+from .config import DataConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command `data`."""
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+        return
+    parser = cli.Parser("data", __doc__)
+    parser.add_argument("name", choices=list(COMMANDS), help="each has a --help of its own: data emoji, data cache")
+    parser.parse_args(argv)
+
+
+def build_emoji(argv: Sequence[str]) -> None:
+    """The command `data emoji`."""
+    parser = cli.Parser("data emoji", "Build the emoji that ship with the kit from the packages that they come from.")
+    parser.add_argument("--out", type=Path, default=Path("emoji64.tar"), help="the WebDataset shard to write")
+    parser.add_argument("--size", type=int, default=64, help="side of the square images, in pixels")
+    parser.add_argument("--pictures", type=Path, help=f"the .tgz of npm's {emoji.PICTURES}, when it is at hand")
+    parser.add_argument("--names", type=Path, help=f"the .tgz of npm's {emoji.NAMES}, when it is at hand")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    cli.report(emoji.build(arguments.out, arguments.size, arguments.pictures, arguments.names), arguments.json)
+
+
+def cache(argv: Sequence[str]) -> None:
+    """The command `data cache`."""
+    parser = cli.Parser("data cache", "Cache the latents of images; stopped and started again, it goes on.")
+    parser.add_argument("--data", required=True, help="the images, as data.path of a run: a folder, shards, emoji64")
+    parser.add_argument("--first-stage", type=Path, required=True, help="an autoencoder, or a checkpoint that has one")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; data.path of the run afterwards")
+    parser.add_argument("--size", type=int, help="side of the square images in pixels; the model's own if not given")
+    parser.add_argument("--subgroups", nargs="+", default=(), help="only these; a trailing * matches any ending")
+    parser.add_argument("--buckets", action="store_true", help="several aspects in place of squares")
+    parser.add_argument(
+        "--multiple",
+        type=int,
+        help="that the sides of buckets are multiples of, in pixels; 4 latent cells if not given",
+    )
+    parser.add_argument("--flip", action="store_true", help="cache the mirrored images too")
+    parser.add_argument("--shard-size", type=int, default=4096, help="samples of a shard")
+    parser.add_argument("--batch", type=int, default=32, help="images that are encoded together")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read and decode")
+    parser.add_argument("--max-corrupt", type=float, default=0.01, help="share, or number, of images that may be bad")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+
+    from ..run import device, is_main
+    from . import caching
+    from .dataset import open_images
+
+    options = caching.CacheOptions(
+        arguments.out, arguments.shard_size, arguments.batch, arguments.flip, arguments.dtype, arguments.workers
+    )
+    first_stage, about = caching.open_first_stage(arguments.first_stage, device())
+    downscale = first_stage.config.downscale
+    data = DataConfig(
+        arguments.data,
+        size=arguments.size or usual_size(about),
+        subgroups=tuple(arguments.subgroups),
+        buckets=arguments.buckets,
+        cache="off",
+        workers=arguments.workers,
+        max_corrupt=arguments.max_corrupt,
+    )
+    if data.size % downscale or (arguments.multiple or downscale) % downscale:
+        raise SpectralError(
+            f"--size is {data.size}, --multiple {arguments.multiple}; this first stage needs multiples of {downscale}."
+        )
+    result = caching.write(
+        open_images(data, arguments.multiple or 4 * downscale), first_stage, about.scale_factor, options
+    )
+    if is_main():
+        cli.report({"path": str(arguments.out), **result}, arguments.json)
+
+
+def usual_size(about: ModelConfig) -> int:
+    """Side of the images that a model was trained on, in pixels."""
+    assert about.first_stage is not None
+    if about.unet is not None:
+        return about.unet.image_size * about.first_stage.downscale
+    return about.first_stage.resolution
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"emoji": build_emoji, "cache": cache}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

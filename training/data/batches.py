@@ -1,0 +1,267 @@
+"""Endless batches of any data: loaded ahead by workers, at an exact position, with what could not be read counted."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from ...spectral.errors import SpectralError
+from . import order
+from .config import DataConfig
+from .notes import CorruptLog
+from .order import Order, Plan
+
+#: "index" int64 [B] (not of a stream), "caption" and "label" (the subgroup) list[str]; and either "image" uint8
+#: [B, 3, H, W], or "moments" [B, 2C, h, w] (mean and log-variance), or "latent" [B, C, h, w], not yet scaled.
+Batch = dict[str, Any]
+
+
+class Loaded(NamedTuple):
+    """What a worker made of a plan; a batch, or why there is none.
+
+    Args:
+        batch: None where nothing could be loaded.
+        corrupt: (name, reason) of samples that were met for the first time and could not be read.
+        failure: the sentence that ends the run.
+        counted: (number, samples) of shards of a stream that were read to their end.
+    """
+
+    batch: Batch | None
+    corrupt: list[tuple[str, str]]
+    failure: str | None = None
+    counted: tuple[tuple[int, int], ...] = ()
+
+
+class Data(ABC):
+    """What a run learns from.
+
+    Args:
+        config: what was asked for.
+        source: what to call it in a sentence.
+        captions, subgroups: of every sample, the subgroup being the name of its class; None for a stream.
+    """
+
+    def __init__(
+        self, config: DataConfig, source: str, captions: Sequence[str] | None, subgroups: Sequence[str] | None
+    ) -> None:
+        self.config, self.source = config, source
+        self.captions, self.subgroups = captions, subgroups
+
+    @property
+    def count(self) -> int | None:
+        """Samples in all; None for a stream."""
+        return None if self.captions is None else len(self.captions)
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Of the content, wherever it lies, in hexadecimal."""
+
+    @abstractmethod
+    def preview_samples(self, count: int) -> Batch:
+        """A few samples from all over the data, always the same."""
+
+    @abstractmethod
+    def loader(self, batch_size: int, seed: int, start: int, rank: int, world: int, workers: int) -> DataLoader[Loaded]:
+        """The batches of one process from its batch `start` on; as `batches`."""
+
+    def found(self) -> list[tuple[str, str]]:
+        """(name, reason) of what was found corrupt when the data was opened."""
+        return []
+
+    def recall(self, folder: Path | None) -> None:
+        """Before batches are made: what a run that goes on in `folder` has learnt of its data."""
+
+    def note(self, counted: Sequence[tuple[int, int]]) -> None:
+        """Keep what workers counted."""
+
+
+class MapData(Data):
+    """Data with random access."""
+
+    captions: Sequence[str]
+    subgroups: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    @abstractmethod
+    def in_memory(self) -> bool:
+        """Whether loading takes nothing but copying."""
+
+    @abstractmethod
+    def load(self, plan: Plan, seed: int, mirrored: bool = True) -> Loaded:
+        """The samples of a batch; one that cannot be read is replaced by the next that can.
+
+        Args:
+            plan: which they are.
+            seed: of crops and mirroring.
+            mirrored: as the configuration says; or not at all.
+        """
+
+    def order(self, batch_size: int, seed: int) -> Order:
+        """The sequence of all batches."""
+        return order.Shuffled(len(self), batch_size, seed)
+
+    def loader(self, batch_size: int, seed: int, start: int, rank: int, world: int, workers: int) -> DataLoader[Loaded]:
+        plans = _Plans(self.order(batch_size, seed), start, rank, world)
+        return make_loader(Loading(self, seed), 0 if self.in_memory else workers, sampler=plans)
+
+
+class _Plans:
+    """The plans of one process."""
+
+    def __init__(self, order: Order, start: int, rank: int, world: int) -> None:
+        self.order, self.place = order, (start, rank, world)
+
+    def __iter__(self) -> Iterator[Plan]:
+        return map(self.order.plan, order.numbers(*self.place))
+
+
+class Loading(Dataset[Loaded]):
+    """Plan → batch."""
+
+    def __init__(self, data: MapData, seed: int, mirrored: bool = True) -> None:
+        self.data, self.seed, self.mirrored = data, seed, mirrored
+
+    def __getitem__(self, plan: Plan) -> Loaded:
+        try:
+            return self.data.load(plan, self.seed, self.mirrored)
+        except SpectralError as error:
+            return Loaded(None, [], str(error))
+
+
+def make_loader(dataset: Dataset[Loaded], workers: int, **options: Any) -> DataLoader[Loaded]:
+    """A loader of whole batches that leaves the random stream of this process alone."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process; the run itself ends in order, and its workers after it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Batches(Iterator[Batch]):
+    """Batches without end. `waited` is how many seconds were spent waiting for them in all.
+
+    Args:
+        loader: gives them.
+        data: what they are of.
+        log: of what cannot be read.
+        seen: samples that the data has, or, of a stream, that all processes have used at batch 0 of this iterator.
+        stride: samples that all processes use with every batch of a stream; 0 where `seen` is all there is.
+    """
+
+    def __init__(self, loader: DataLoader[Loaded], data: Data, log: CorruptLog, seen: int, stride: int) -> None:
+        self.data, self.log, self.seen, self.stride, self.waited = data, log, seen, stride, 0.0
+        self._asked = 0.0
+        self._loaded = iter(loader)
+        _OPEN.add(self)
+
+    def __next__(self) -> Batch:
+        before = time.perf_counter()
+        try:
+            loaded = next(self._loaded)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+                raise
+            raise SpectralError(
+                "A worker that reads the data was killed, most likely for want of memory; "
+                "set data.workers lower, and start the run again."
+            ) from error
+        finally:
+            self.waited += time.perf_counter() - before
+        self.seen += self.stride
+        self.data.note(loaded.counted)
+        for name, reason in loaded.corrupt:
+            self.log.add(name, reason, self.seen)
+        if loaded.batch is None:
+            raise SpectralError(loaded.failure or f"No image of {self.log.source} can be read; check the data.")
+        return loaded.batch
+
+    def take_wait(self) -> float:
+        """Seconds spent waiting for batches since this was last asked."""
+        since, self._asked = self.waited - self._asked, self.waited
+        return since
+
+    def close(self) -> None:
+        """End the workers, by force those that are stuck: they do not listen to signals."""
+        if isinstance(self._loaded, _MultiProcessingDataLoaderIter):
+            self._loaded._shutdown_workers()
+            for worker in self._loaded._workers:
+                if worker.is_alive():
+                    worker.kill()
+
+
+_OPEN: weakref.WeakSet[Batches] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before multiprocessing waits for its processes."""
+    for open_batches in list(_OPEN):
+        open_batches.close()
+
+
+def batches(
+    data: Data,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = None,
+    folder: Path | None = None,
+) -> Batches:
+    """Endless batches of `data` for one of `world` processes.
+
+    What they hold depends on (seed, batch size, number of the batch) alone: `world` processes see at their batch b what
+    one process sees at its batches b · world … b · world + world − 1.
+
+    Args:
+        batch_size: samples of a batch, for each process.
+        seed: of the order, the crops and the mirroring; the random stream of this process is left alone.
+        start: batches that every process has used already.
+        rank, world: which process of how many.
+        workers: processes that load ahead; None: as the data's configuration says.
+        folder: of the run, which all processes share: `corrupt.log` there names what cannot be read, and `shards.jsonl`
+            counts the samples of a stream's shards; None remembers nothing.
+
+    Raises:
+        SpectralError: too much of the data cannot be read.
+    """
+    found = CorruptLog(None if folder is None else folder / "corrupt.log", data.config.max_corrupt, data.source)
+    count = data.count
+    if count is not None:
+        for name, reason in data.found():
+            found.add(name, reason, count)
+    stride = 0 if count is not None else batch_size * world
+    data.recall(folder)
+    loader = data.loader(batch_size, seed, start, rank, world, data.config.workers if workers is None else workers)
+    return Batches(loader, data, found, start * stride if count is None else count, stride)

@@ -1,0 +1,51 @@
+"""Opens whatever `data.path` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...spectral.errors import SpectralError
+from ..decoding import SUFFIXES
+from . import records, shards
+from .batches import Data
+from .config import DataConfig
+from .images import Images
+from .latents_folder import CachedLatents, is_cache
+from .streams import Stream
+
+#: The emoji that ship with the kit (see `training/emoji.py` for how they are made).
+EMOJI64 = Path(__file__).parent.parent / "datasets" / "emoji64.tar"
+
+
+def open_data(config: DataConfig, *, multiple: int = 1) -> Data:
+    """The samples that `config` names, in the order of their names.
+
+    Args:
+        config: where they are and how they are framed.
+        multiple: that the sides of buckets are multiples of, in pixels: the first stage's × the U-Net's reduction.
+
+    Raises:
+        SpectralError: the path does not exist, is not readable, or nothing is left to train on.
+    """
+    if config.path.startswith("pipe:"):
+        commands = shards.expand(config.path.removeprefix("pipe:").strip(), lists=False)
+        return Stream(config, commands, config.path, multiple)
+    if is_cache(Path(config.path)):
+        return CachedLatents(config, Path(config.path))
+    return open_images(config, multiple)
+
+
+def open_images(config: DataConfig, multiple: int = 1) -> Images:
+    """The images of a folder, or of the shards that a path stands for; raises as `open_data`."""
+    if config.path.startswith("pipe:"):
+        raise SpectralError(f"{config.path} is a stream; expected a folder, shards on this machine, or emoji64.")
+    path = EMOJI64 if config.path == "emoji64" else Path(config.path)
+    found = records.in_folder(path) if path.is_dir() else shards.in_shards(shards.named(str(path)))
+    kept = [record for record in found if records.chosen(record.groups, config.subgroups)]
+    if not kept:
+        wanted = f" in the groups {', '.join(config.subgroups)}" if config.subgroups else ""
+        expected = f"expected {', '.join(sorted(SUFFIXES))} files"
+        if path.is_dir() and any(path.glob("*.tar")):
+            expected = f"for the shards in it set data.path to {path}/*.tar"
+        raise SpectralError(f"{path} holds no images{wanted}: {expected}.")
+    return Images(config, kept, str(path), multiple)
