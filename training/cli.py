@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..spectral.errors import SpectralError, printable
 from ..spectral.formats.source import ReadOptions
-from .stopping import StoppedRun
+from .loop.stopping import StoppedRun
 
 T = TypeVar("T")
 

@@ -21,10 +21,12 @@ from ..spectral import checkpoint
 from ..spectral.counting import parameters, unet_macs
 from ..spectral.spectrum import band_errors, fit_power_law, radial_spectrum
 from . import cli, figures
-from .distill import DistillConfig, LossConfig, train
-from .images import DataConfig, ImageSet, load
-from .loop import RunConfig
-from .run import device
+from .data.config import DataConfig
+from .data.dataset import open_images
+from .distill import train
+from .distillation.config import DistillConfig, LossConfig
+from .loop.config import RunConfig
+from .processes import device
 from .sample import sample_checkpoint, write_images
 
 TEACHER = Path(__file__).parents[1] / "workflows" / "checkpoints" / "emoji64-teacher.safetensors"
@@ -47,7 +49,7 @@ def demo(out: Path, steps: int, seed: int, sample_steps: int = 50) -> dict[str, 
     """
     started = time.perf_counter()
     teacher = checkpoint.load(TEACHER, device=device())
-    data = load(DATA)
+    data = open_images(DATA)
     seconds = {}
     for name, config in configurations(out / "runs", steps, seed).items():
         _say(f"Training the {'wavelet-gated student, distilled' if name == 'student' else 'plain small model'} …")
@@ -56,13 +58,13 @@ def demo(out: Path, steps: int, seed: int, sample_steps: int = 50) -> dict[str, 
     for name in ("lite", "student"):
         models[name] = checkpoint.load(out / "runs" / name / f"{name}.safetensors", device=device())
     _say(f"Sampling {len(data)} pictures with each model …")
-    images: dict[str, Tensor] = {"data": (data.floats() + 1) / 2}
+    images: dict[str, Tensor] = {"data": data.preview_samples(len(data))["image"].float() / 255.0}
     for name, model in models.items():
         images[name] = sample_checkpoint(model, data.captions, steps=sample_steps, seed=seed)
         write_images(images[name], out / "samples" / name)
     report = compare(images, models)
     report |= {"steps": steps, "train_seconds": seconds, "seed": seed, "images": len(data)}
-    draw(images, data, out)
+    draw(images, out)
     shutil.copyfile(models["student"].file.path, out / "student.safetensors")
     report["seconds"] = round(time.perf_counter() - started, 1)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -106,9 +108,9 @@ def compare(images: dict[str, Tensor], models: dict[str, checkpoint.Checkpoint])
     return {"models": rows, "cutoff_cycles_per_image": CUTOFF}
 
 
-def draw(images: dict[str, Tensor], data: ImageSet, out: Path) -> None:
+def draw(images: dict[str, Tensor], out: Path) -> None:
     """The picture grid (a column for each of twelve captions) and the spectra."""
-    chosen = torch.linspace(0, len(data) - 1, 12).long()
+    chosen = torch.linspace(0, len(images["data"]) - 1, 12).long()
     figures.save_grid({name: own[chosen] for name, own in images.items()}, out / "grid.png")
     spectra = {name: radial_spectrum(own, window="none") for name, own in images.items()}
     figures.plot_radial_spectra(spectra, out / "spectra.png", cutoff=CUTOFF)

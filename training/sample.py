@@ -1,4 +1,4 @@
-"""Sampling: from a checkpoint to images, and the preview grids of a running training."""
+"""Sampling: from a checkpoint to images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from ..spectral.config import ConditioningConfig, ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from . import cli, figures
-from .conditions import tokens_of
-from .images import ImageSet
-from .loop import check_seed
-from .run import device
+from .loop.config import check_seed
+from .processes import device
 from .teachers import assemble
+from .tokens import tokens_of
 
 LARGEST = 8192  # pixels along a side
 
@@ -151,26 +150,6 @@ def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: int
     if opened.unet is None or opened.first_stage is None:
         raise SpectralError(f"{opened.file.path.name} cannot sample: it lacks a U-Net or a first stage.")
     return sample(opened.config, opened.unet, opened.first_stage, opened.conditioner, prompts, **options)  # type: ignore[arg-type]
-
-
-def preview_rows(
-    config: ModelConfig,
-    unet: nn.Module,
-    first_stage: nn.Module | None,
-    conditioner: nn.Module | None,
-    data: ImageSet,
-    path: Path,
-    columns: int = 12,
-    vocabulary: Path | None = None,
-) -> None:
-    """A grid of data over samples of the same captions, always from the same noise."""
-    assert first_stage is not None
-    chosen = torch.linspace(0, len(data) - 1, columns).long()
-    prompts = {"text": data.captions, "class": data.subgroups}.get(config.conditioning.kind, ("",) * len(data))
-    steps = min(25, config.schedule.steps)
-    chosen_prompts = [prompts[i] for i in chosen]
-    samples = sample(config, unet, first_stage, conditioner, chosen_prompts, steps=steps, vocabulary=vocabulary)
-    figures.save_grid({"data": (data.floats(chosen) + 1) / 2, config.kind: samples}, path)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
 from . import cli
+from .data.dataset import EMOJI64
 from .decoding import SUFFIXES, T, decode, files_in, floats
-from .images import EMOJI64
 
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
 

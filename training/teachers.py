@@ -11,7 +11,7 @@ from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats.assumptions import WITHOUT_CONDITIONER
 from ..spectral.formats.source import CONDITIONER, FIRST_STAGE, ReadOptions
-from .run import device
+from .processes import device
 from .text_encoders import open_text_encoder
 
 

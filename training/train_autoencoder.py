@@ -15,11 +15,18 @@ from ..spectral import autoencoder, checkpoint
 from ..spectral.config import FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from . import cli, figures
-from .batches import Batch, ShuffledIndices
-from .images import DataConfig, ImageSet, latents, load
-from .loop import RunConfig, check_weight, fit
-from .randomness import SampleRandom
-from .run import begin, is_main, summary
+from .data.batches import Batch, Data
+from .data.config import DataConfig
+from .data.dataset import open_data
+from .data.latents import encode, kind_of, latents_of
+from .loop.config import RunConfig, check_weight
+from .loop.fit import fit
+from .loop.folder import begin, summary
+from .loop.randomness import SampleRandom
+from .processes import is_main
+
+#: Images from all over the data that the scale of the latents is measured on.
+MEASURED = 512
 
 
 @dataclass(frozen=True)
@@ -50,15 +57,15 @@ class AutoencoderConfig:
 class AutoencoderTask(nn.Module):
     """Losses of one batch of the autoencoder."""
 
-    def __init__(self, config: AutoencoderConfig, data: ImageSet) -> None:
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.data = config, data
+        self.config = config
         self.first_stage = autoencoder.AutoencoderKL(config.first_stage)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = next(self.parameters()).device
         random = SampleRandom(self.config.run.seed, batch["ordinal"], device)
-        image = self.data.floats(batch["index"]).to(device)
+        image = floats(batch["image"], device)
         image = torch.where((random.uniform() < 0.5).to(device).view(-1, 1, 1, 1), image, image.flip(-1))
         mean, log_variance = self.first_stage.posterior(image)
         latent = mean + torch.exp(0.5 * log_variance) * random.normal(tuple(mean.shape[1:]))
@@ -88,27 +95,40 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
         raise SpectralError(
             f"data.size is {config.data.size}; this first stage needs a multiple of {config.first_stage.downscale}."
         )
-    data = load(config.data)
+    data = open_data(config.data, multiple=config.first_stage.downscale)
+    if "image" not in data.preview_samples(1):
+        raise SpectralError(f"{data.source} holds latents; a first stage learns from images, so give those.")
     begin(config, data=data.sha256)
-    task = AutoencoderTask(config, data)
-    shown = slice(0, 12) if len(data) < 24 else slice(0, len(data), len(data) // 12)
+    task = AutoencoderTask(config)
 
     def preview(path: Path) -> None:
-        image = data.floats(shown)[:12].to(next(task.parameters()).device)
+        image = floats(data.preview_samples(12)["image"], next(task.parameters()).device)
         with torch.no_grad():
             decoded = task.first_stage.decode(task.first_stage.encode(image))
         rows = {"data": image, "autoencoder": decoded}
         figures.save_grid({name: (row.clamp(-1, 1) + 1) / 2 for name, row in rows.items()}, path)
 
-    statistics = fit(task, ShuffledIndices(len(data), config.run.batch_size, config.run.seed), config.run, preview)
+    statistics = fit(task, data, config.run, preview)
     first_stage = task.first_stage.eval()
-    scale = 1.0 / latents(first_stage, data, next(task.parameters()).device).std().item()
-    training = summary(config, statistics, len(data))
+    scale = scale_of(first_stage, data)
+    training = summary(config, statistics, data.count)
     about = ModelConfig("autoencoder", first_stage=config.first_stage, scale_factor=scale, training=training)
     path = config.run.out / "autoencoder.safetensors"
     if is_main():
         checkpoint.save(path, about, first_stage=first_stage)
     return {"path": str(path), "scale_factor": scale, **statistics}
+
+
+def floats(image: Tensor, device: torch.device) -> Tensor:
+    """uint8 images as float32 in [−1, 1] on the device."""
+    return image.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
+
+
+def scale_of(first_stage: autoencoder.FirstStage, data: Data) -> float:
+    """What latents are multiplied by to have a variance of 1 (LDM's scale_by_std)."""
+    images = data.preview_samples(MEASURED)["image"]
+    parts = [latents_of({kind_of(first_stage): encode(first_stage, part)}) for part in images.split(64)]
+    return 1.0 / torch.cat(parts).std().item()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..spectral import checkpoint, conditioning
 from ..spectral.config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
@@ -18,13 +17,17 @@ from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from ..spectral.unet import UNet, check
 from . import cli
-from .batches import Batch, ShuffledIndices
-from .conditions import Conditions
-from .images import DataConfig, ImageSet, latents, load
-from .loop import RunConfig, check_dropout, fit
-from .randomness import SampleRandom
-from .run import begin, device, is_main, summary
-from .sample import preview_rows
+from .data.batches import Batch, Data
+from .data.config import DataConfig
+from .data.contexts import Contexts
+from .data.dataset import as_latents, open_data
+from .distillation.objectives import high_band, rows
+from .loop.config import RunConfig, check_dropout
+from .loop.fit import fit
+from .loop.folder import begin, summary
+from .noising import Noising
+from .previews import Preview
+from .processes import device, is_main
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,29 @@ class TeacherConfig:
 class DenoisingTask(nn.Module):
     """L_DDPM (Eq. 3) of one batch of latents, through a U-Net and its conditioner."""
 
-    def __init__(self, config: TeacherConfig, x_0: Tensor, conditions: Conditions) -> None:
+    def __init__(self, config: TeacherConfig, base: checkpoint.Checkpoint, contexts: Contexts) -> None:
         super().__init__()
-        self.x_0, self.conditions, self.seed = x_0, conditions, config.run.seed
+        assert base.first_stage is not None
         self.schedule = Schedule.from_config(config.schedule)
+        self.noising = Noising(
+            base.first_stage,
+            base.config.scale_factor,
+            contexts,
+            self.schedule,
+            config.run.seed,
+            config.data.posterior,
+        )
         self.unet = UNet(config.unet)
         self.conditioner = conditioning.build(config.conditioning)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        device = next(self.parameters()).device
-        random = SampleRandom(self.seed, batch["ordinal"], device)
-        x_0 = self.x_0[batch["index"]].to(device)
-        t, noise = random.integers(self.schedule.steps), random.normal(tuple(x_0.shape[1:]))
-        context = self.conditions.context(self.conditioner, batch["index"], random.uniform())
-        prediction = self.unet(self.schedule.q_sample(x_0, t, noise), t, context)
-        return {"loss": F.mse_loss(prediction.float(), self.schedule.target(x_0, t, noise))}
+        x_0, t, noise, x_t, context = self.noising(batch, self.conditioner, next(self.parameters()).device)
+        error = self.unet(x_t, t, context).float() - self.schedule.target(x_0, t, noise)
+        with torch.no_grad():
+            high, whole = high_band(error)
+            cells = error[0].numel()
+            told = rows({"loss": (whole / cells, high / cells)}, t, self.schedule.steps)
+        return {"loss": error.square().mean(), **told}
 
 
 def open_first_stage(path: Path) -> checkpoint.Checkpoint:
@@ -95,28 +106,24 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     """
     base = open_first_stage(config.autoencoder)
     assert base.first_stage is not None and base.config.first_stage is not None
-    data = load(config.data)
+    data = open_data(config.data, multiple=base.first_stage.config.downscale << (len(config.unet.channel_mult) - 1))
     config = replace(config, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
-    conditions = Conditions(config.conditioning, data, config.dropout)
+    contexts = Contexts(config.conditioning, data, config.dropout)
     begin(config, autoencoder=base.file.sha256, data=data.sha256)
-    x_0 = latents(base.first_stage, data, device()) * base.config.scale_factor
-    task = DenoisingTask(config, x_0, conditions)
+    data = as_latents(data, base.first_stage, config.autoencoder.name)
+    task = DenoisingTask(config, base, contexts)
     about = ModelConfig(
         "teacher", config.unet, base.config.first_stage, config.conditioning, config.schedule, base.config.scale_factor
     )
-
-    def preview(path: Path) -> None:
-        preview_rows(about, task.unet, base.first_stage, task.conditioner, data, path)
-
-    statistics = fit(task, ShuffledIndices(len(data), config.run.batch_size, config.run.seed), config.run, preview)
+    preview = Preview(about, task.unet, base.first_stage, task.conditioner, data, contexts)
+    statistics = fit(task, data, config.run, preview)
     path = config.run.out / "teacher.safetensors"
-    training = summary(config, statistics, len(data)) | {"autoencoder": base.config.training}
-    about = replace(about, training=training)
+    training = summary(config, statistics, data.count) | {"autoencoder": base.config.training}
     if is_main():
         checkpoint.save(
             path,
-            about,
+            replace(about, training=training),
             unet=task.unet,
             first_stage=base.first_stage,
             conditioner=task.conditioner,
@@ -160,10 +167,16 @@ def check_fit(config: TeacherConfig, first_stage: FirstStageConfig) -> None:
         )
 
 
-def with_classes(config: ConditioningConfig, data: ImageSet) -> ConditioningConfig:
-    """For classes: the data's subgroups as names, and one more class for "none of them" where there is to be one."""
+def with_classes(config: ConditioningConfig, data: Data) -> ConditioningConfig:
+    """For classes: the data's subgroups as names, and one more class for "none of them" where there is to be one.
+
+    Raises:
+        SpectralError: the data is a stream, which does not tell its subgroups beforehand.
+    """
     if config.kind != "class" or config.class_names:
         return config
+    if data.subgroups is None:
+        raise SpectralError(f"{data.source} is a stream, whose classes nobody knows; name them in class_names.")
     names = tuple(sorted(set(data.subgroups)))
     return replace(config, class_names=names, n_classes=len(names) + config.null_class)
 

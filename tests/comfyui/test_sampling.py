@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.diffusion import ddim, guided
-from spectral_diffusion.training.conditions import tokenize
+from spectral_diffusion.training.tokens import tokenize
 
 from . import prompts
 from .distribution import REPOSITORY

@@ -16,7 +16,7 @@ from torch import Tensor
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.training import wordpiece
-from spectral_diffusion.training.conditions import tokenize
+from spectral_diffusion.training.tokens import tokenize
 
 from ..unit import ldm_files
 from ..unit.ldm_files import Parts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_diffusion.training.conditions import declare_torchvision_operators
+from spectral_diffusion.training.tokens import declare_torchvision_operators
 
 from . import tiny
 

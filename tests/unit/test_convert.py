@@ -17,7 +17,7 @@ from spectral_diffusion.spectral.diffusion import Schedule
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats.source import ReadOptions
 from spectral_diffusion.training import cli
-from spectral_diffusion.training.conditions import declare_torchvision_operators
+from spectral_diffusion.training.tokens import declare_torchvision_operators
 
 from . import ldm_files, tiny
 from .ldm_files import CLASSES, CLIP, CONDITIONED, KL, LDM_TEXT, OPEN_CLIP, UNCONDITIONAL, VQ

@@ -12,12 +12,12 @@ import torch
 from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training.conditions import Conditions, tokenize
 from spectral_diffusion.training.data import contexts
 from spectral_diffusion.training.data.batches import Batch, Data
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.contexts import Contexts
 from spectral_diffusion.training.images import ImageSet
+from spectral_diffusion.training.tokens import Conditions, tokenize
 
 from . import tiny
 

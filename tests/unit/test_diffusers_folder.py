@@ -27,7 +27,7 @@ from spectral_diffusion.spectral.formats import assumptions, diffusers_folder
 from spectral_diffusion.spectral.formats.diffusers_keys import first_stage_rows, to_diffusers, unet_rows
 from spectral_diffusion.spectral.formats.source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from spectral_diffusion.spectral.unet import UNet
-from spectral_diffusion.training.conditions import declare_torchvision_operators
+from spectral_diffusion.training.tokens import declare_torchvision_operators
 
 from . import tiny
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from spectral_diffusion.spectral.config import ScheduleConfig
 from spectral_diffusion.spectral.diffusion import Denoise, Schedule, ddim
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training.conditions import declare_torchvision_operators
+from spectral_diffusion.training.tokens import declare_torchvision_operators
 
 SHAPE = (64, 4, 16, 16)  # 65536 numbers: their mean is known to 0.004
 PREDICTIONS = ["eps", "v"]

@@ -16,11 +16,11 @@ from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats.source import CONDITIONER, FIRST_STAGE, UNET
 from spectral_diffusion.spectral.unet import Tap
 from spectral_diffusion.training import distill
-from spectral_diffusion.training.conditions import Conditions
 from spectral_diffusion.training.distill import DistillConfig, DistillTask, LossConfig, TapConfig
 from spectral_diffusion.training.images import DataConfig, latents, load
-from spectral_diffusion.training.loop import RunConfig
-from spectral_diffusion.training.losses import frequency_loss, spatial_loss, spectrum_weights
+from spectral_diffusion.training.loop.config import RunConfig
+from spectral_diffusion.training.distillation.losses import frequency_loss, spatial_loss, spectrum_weights
+from spectral_diffusion.training.tokens import Conditions
 from spectral_diffusion.training.train_teacher import DenoisingTask, TeacherConfig
 
 from . import tiny

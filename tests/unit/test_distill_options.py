@@ -18,9 +18,9 @@ from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.unet import Tap, UNet
 from spectral_diffusion.training import distill
 from spectral_diffusion.training.distill import DistillTask, LossConfig, TapConfig
-from spectral_diffusion.training.images import DataConfig
-from spectral_diffusion.training.losses import Pair
-from spectral_diffusion.training.objectives import BINS, min_snr_weights
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.distillation.losses import Pair
+from spectral_diffusion.training.distillation.objectives import BINS, min_snr_weights
 from spectral_diffusion.training.sample import sample_checkpoint
 
 from . import tiny

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import loop
-from spectral_diffusion.training.batches import Batch
+from spectral_diffusion.training.data.batches import Batch
 
 from . import tiny, toy
 

@@ -16,8 +16,8 @@ from PIL import Image
 from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training.conditions import Conditions, tokenize
 from spectral_diffusion.training.images import EMOJI64, DataConfig, ImageSet, load
+from spectral_diffusion.training.tokens import Conditions, tokenize
 
 from . import tiny
 

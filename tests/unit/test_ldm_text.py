@@ -15,8 +15,8 @@ from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.ldm_text import LdmTextEncoder
-from spectral_diffusion.training.conditions import Conditions, tokens_of
 from spectral_diffusion.training.images import ImageSet
+from spectral_diffusion.training.tokens import Conditions, tokens_of
 from spectral_diffusion.training.wordpiece import ADVICE
 
 from . import tiny

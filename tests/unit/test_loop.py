@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import loop
-from spectral_diffusion.training.batches import ShuffledIndices
+from spectral_diffusion.training.data.batches import ShuffledIndices
 from spectral_diffusion.training.ema import EMA
 
 from . import toy

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from spectral_diffusion.training.losses import (
+from spectral_diffusion.training.distillation.losses import (
     Pair,
     Weigh,
     distances,
@@ -21,7 +21,7 @@ from spectral_diffusion.training.losses import (
     spatial_loss,
     spectrum_weights,
 )
-from spectral_diffusion.training.objectives import focal_weights
+from spectral_diffusion.training.distillation.objectives import focal_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

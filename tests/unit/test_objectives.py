@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral_diffusion.spectral.diffusion import Schedule
-from spectral_diffusion.training.conditions import declare_torchvision_operators
-from spectral_diffusion.training.objectives import (
+from spectral_diffusion.training.distillation.objectives import (
     BINS,
     binned,
     focal_weights,
@@ -20,6 +19,7 @@ from spectral_diffusion.training.objectives import (
     min_snr_weights,
     power,
 )
+from spectral_diffusion.training.tokens import declare_torchvision_operators
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

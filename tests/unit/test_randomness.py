@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from scipy import stats
 
-from spectral_diffusion.training.randomness import SampleRandom
+from spectral_diffusion.training.loop.randomness import SampleRandom
 
 MANY = torch.arange(4000)
 

@@ -14,7 +14,7 @@ from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.text import END, START, VOCABULARY, TextTower
-from spectral_diffusion.training.conditions import declare_torchvision_operators, tokenize, tokens_of
+from spectral_diffusion.training.tokens import declare_torchvision_operators, tokenize, tokens_of
 
 from . import tiny
 

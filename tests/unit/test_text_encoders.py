@@ -20,8 +20,8 @@ from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats import text_keys
 from spectral_diffusion.training import text_encoders
-from spectral_diffusion.training.conditions import tokenize
 from spectral_diffusion.training.text_encoders import open_text_encoder
+from spectral_diffusion.training.tokens import tokenize
 
 from . import clip, tiny
 from .ldm_files import CLIP, CONDITIONED, KL, OPEN_CLIP, Parts

@@ -15,7 +15,7 @@ from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats import text_keys
 from spectral_diffusion.spectral.ldm_text import LdmTextEncoder
 from spectral_diffusion.spectral.text import END, TextTower
-from spectral_diffusion.training.conditions import tokenize
+from spectral_diffusion.training.tokens import tokenize
 
 from . import clip, tiny
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from spectral_diffusion.training import cli, loop
-from spectral_diffusion.training.batches import Batch, ShuffledIndices
-from spectral_diffusion.training.randomness import SampleRandom
+from spectral_diffusion.training.data.batches import Batch, ShuffledIndices
+from spectral_diffusion.training.loop.randomness import SampleRandom
 
 
 class Toy(nn.Module):

@@ -57,7 +57,7 @@ def cache(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
 
-    from ..run import device, is_main
+    from ..processes import device, is_main
     from . import caching
     from .dataset import open_images
 

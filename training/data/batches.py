@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import signal
 import time
 import weakref
@@ -21,8 +22,9 @@ from .config import DataConfig
 from .notes import CorruptLog
 from .order import Order, Plan
 
-#: "index" int64 [B] (not of a stream), "caption" and "label" (the subgroup) list[str]; and either "image" uint8
-#: [B, 3, H, W], or "moments" [B, 2C, h, w] (mean and log-variance), or "latent" [B, C, h, w], not yet scaled.
+#: "ordinal" int64 [B], how many samples the run saw before each; "index" int64 [B] (not of a stream); "caption" and
+#: "label" (the subgroup) list[str]; and either "image" uint8 [B, 3, H, W], or "moments" [B, 2C, h, w] (mean and
+#: log-variance), or "latent" [B, C, h, w], not yet scaled.
 Batch = dict[str, Any]
 
 
@@ -79,10 +81,10 @@ class Data(ABC):
         """(name, reason) of what was found corrupt when the data was opened."""
         return []
 
-    def recall(self, folder: Path | None) -> None:
+    def recall(self, folder: Path | None) -> None:  # noqa: B027 - most have nothing to remember
         """Before batches are made: what a run that goes on in `folder` has learnt of its data."""
 
-    def note(self, counted: Sequence[tuple[int, int]]) -> None:
+    def note(self, counted: Sequence[tuple[int, int]]) -> None:  # noqa: B027
         """Keep what workers counted."""
 
 
@@ -115,18 +117,21 @@ class MapData(Data):
         return order.Shuffled(len(self), batch_size, seed)
 
     def loader(self, batch_size: int, seed: int, start: int, rank: int, world: int, workers: int) -> DataLoader[Loaded]:
-        plans = _Plans(self.order(batch_size, seed), start, rank, world)
+        plans = _Plans(self.order(batch_size * world, seed), batch_size, start, rank)
         return make_loader(Loading(self, seed), 0 if self.in_memory else workers, sampler=plans)
 
 
 class _Plans:
-    """The plans of one process."""
+    """The part of one process in every plan from `start` on."""
 
-    def __init__(self, order: Order, start: int, rank: int, world: int) -> None:
-        self.order, self.place = order, (start, rank, world)
+    def __init__(self, order: Order, batch_size: int, start: int, rank: int) -> None:
+        self.order, self.batch_size, self.start, self.rank = order, batch_size, start, rank
 
     def __iter__(self) -> Iterator[Plan]:
-        return map(self.order.plan, order.numbers(*self.place))
+        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for number in itertools.count(self.start):
+            plan = self.order.plan(number)
+            yield Plan(plan.items[own], plan.bucket)
 
 
 class Loading(Dataset[Loaded]):
@@ -175,10 +180,20 @@ class Batches(Iterator[Batch]):
         log: of what cannot be read.
         seen: samples that the data has, or, of a stream, that all processes have used at batch 0 of this iterator.
         stride: samples that all processes use with every batch of a stream; 0 where `seen` is all there is.
+        ordinals: of the samples of every batch, [B] int64; None leaves them out.
     """
 
-    def __init__(self, loader: DataLoader[Loaded], data: Data, log: CorruptLog, seen: int, stride: int) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Loaded],
+        data: Data,
+        log: CorruptLog,
+        seen: int,
+        stride: int,
+        ordinals: Iterator[torch.Tensor] | None = None,
+    ) -> None:
         self.data, self.log, self.seen, self.stride, self.waited = data, log, seen, stride, 0.0
+        self._ordinals = ordinals
         self._asked = 0.0
         self._loaded = iter(loader)
         _OPEN.add(self)
@@ -202,6 +217,8 @@ class Batches(Iterator[Batch]):
             self.log.add(name, reason, self.seen)
         if loaded.batch is None:
             raise SpectralError(loaded.failure or f"No image of {self.log.source} can be read; check the data.")
+        if self._ordinals is not None:
+            loaded.batch["ordinal"] = next(self._ordinals)
         return loaded.batch
 
     def take_wait(self) -> float:
@@ -241,8 +258,9 @@ def batches(
 ) -> Batches:
     """Endless batches of `data` for one of `world` processes.
 
-    What they hold depends on (seed, batch size, number of the batch) alone: `world` processes see at their batch b what
-    one process sees at its batches b · world … b · world + world − 1.
+    What they hold depends on the seed, the samples that all processes use at once, and the batch's number alone:
+    `world` processes share what one process sees in batches `world` times as large. Of a stream, whose lanes belong to
+    processes, they see at their batch b what one process sees at its batches b · world … b · world + world − 1.
 
     Args:
         batch_size: samples of a batch, for each process.
@@ -264,4 +282,8 @@ def batches(
     stride = 0 if count is not None else batch_size * world
     data.recall(folder)
     loader = data.loader(batch_size, seed, start, rank, world, data.config.workers if workers is None else workers)
-    return Batches(loader, data, found, start * stride if count is None else count, stride)
+    ordinals = (
+        torch.arange(first, first + batch_size)
+        for first in itertools.count((start * world + rank) * batch_size, batch_size * world)
+    )
+    return Batches(loader, data, found, start * stride if count is None else count, stride, ordinals)

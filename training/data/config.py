@@ -26,6 +26,8 @@ class DataConfig:
         workers: processes that read and decode; none are started for what is in memory.
         cache: "memory" decodes every image once, when the run starts; "off" each time; "auto" chooses "memory" for
             less than a gigabyte of pixels.
+        posterior: "sample" draws new latents from a KL first stage's posterior every time, as LDM does; "mode" takes
+            the most likely.
         max_corrupt: images that cannot be read are left out; a run stops when there are more of them than this share
             of the data (below 1), or than this number.
         shuffle: samples that each lane of a stream holds back to mix their order.
@@ -41,6 +43,7 @@ class DataConfig:
     buckets: bool = False
     workers: int = 2
     cache: Literal["auto", "memory", "off"] = "auto"
+    posterior: Literal["sample", "mode"] = "sample"
     max_corrupt: float = 0.01
     shuffle: int = 512
     lanes: int = 8
@@ -54,6 +57,8 @@ class DataConfig:
             raise SpectralError(f"data.size is {self.size}; expected the side of the images in pixels, 1 to 8192.")
         if self.crop not in ("centre", "random"):
             raise SpectralError(f"data.crop is {self.crop!r}; expected centre or random.")
+        if self.posterior not in ("sample", "mode"):
+            raise SpectralError(f"data.posterior is {self.posterior!r}; expected sample or mode.")
         if self.cache not in ("auto", "memory", "off"):
             raise SpectralError(f"data.cache is {self.cache!r}; expected auto, memory or off.")
         if self.cache == "memory" and self.buckets:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...spectral.conditioning import has_null
 from ...spectral.config import ConditioningConfig
 from ...spectral.errors import SpectralError
-from ..conditions import tokens_of
+from ..tokens import tokens_of
 from .batches import Batch, Data
 
 #: Captions whose tokens are kept; more than that are tokenised again when they come again.
@@ -26,12 +26,12 @@ class Contexts:
     Args:
         config: of the conditioner; for classes, `class_names` must hold every subgroup of the data.
         data: whose captions or subgroups are meant.
-        dropout: how often the null context takes the place of a sample's own; drawn from torch's random stream.
+        dropout: how often the null context takes the place of a sample's own.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
 
     Raises:
         SpectralError: a subgroup is not among the classes; there is no null condition to drop to; the encoder is not in
-            the checkpoint; or as `conditions.tokens_of`.
+            the checkpoint; or as `tokens.tokens_of`.
     """
 
     def __init__(
@@ -87,8 +87,11 @@ class Contexts:
         self._tokens.clear()
         return True
 
-    def context(self, conditioner: nn.Module | None, batch: Batch) -> Tensor | None:
-        """Contexts [B, T, width] of a batch, each replaced by the null one with chance `dropout`.
+    def context(self, conditioner: nn.Module | None, batch: Batch, drawn: Tensor) -> Tensor | None:
+        """Contexts [B, T, width] of a batch, each the null one where `drawn` is below `dropout`.
+
+        Args:
+            drawn: [B], uniform in [0, 1).
 
         Raises:
             SpectralError: a class that the model does not know, in a stream.
@@ -104,7 +107,7 @@ class Contexts:
             ids = self.tokens(batch["caption"])
         null = torch.zeros(1, dtype=torch.int64) if self._states is not None else self.null
         if self.dropout > 0 and null is not None:
-            dropped = torch.rand(len(ids)) < self.dropout
+            dropped = drawn < self.dropout
             ids = torch.where(dropped.view(-1, *[1] * (ids.dim() - 1)), null, ids)
         if self._states is not None:
             return self._states[ids.to(self._states.device)].to(device)
@@ -115,6 +118,15 @@ class Contexts:
         if self.null is None or conditioner is None:
             return None
         return conditioner(self.null.to(next(conditioner.parameters()).device))  # type: ignore[no-any-return]
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """What to ask for, in words, to get what a batch shows; "" without conditioning."""
+        if self.config.kind == "text":
+            return list(batch["caption"])
+        if self.config.kind == "class":
+            numbers = [number_of(self._numbers, label) for label in batch["label"]]
+            return [self.config.class_names[number] if self.config.class_names else str(number) for number in numbers]
+        return [""] * len(batch["label"])
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids [N, context_length] int64 of captions."""

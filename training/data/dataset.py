@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...spectral.autoencoder import FirstStage
 from ...spectral.errors import SpectralError
 from ..decoding import SUFFIXES
 from . import records, shards
 from .batches import Data
 from .config import DataConfig
 from .images import Images
+from .latents import HeldLatents
 from .latents_folder import CachedLatents, is_cache
 from .streams import Stream
 
@@ -33,6 +35,24 @@ def open_data(config: DataConfig, *, multiple: int = 1) -> Data:
     if is_cache(Path(config.path)):
         return CachedLatents(config, Path(config.path))
     return open_images(config, multiple)
+
+
+def as_latents(data: Data, first_stage: FirstStage, name: str) -> Data:
+    """The same data as latents where they fit into memory; otherwise every batch is encoded when it comes.
+
+    Args:
+        data: as `open_data` gives it.
+        first_stage: makes the latents, on its device.
+        name: of its file, for the sentence.
+
+    Raises:
+        SpectralError: the data are latents of another first stage, or none of the images can be read.
+    """
+    if isinstance(data, CachedLatents):
+        data.check_first_stage(first_stage, name)
+    if isinstance(data, Images) and data.in_memory and data.config.crop == "centre" and data.buckets is None:
+        return HeldLatents(data, first_stage)
+    return data
 
 
 def open_images(config: DataConfig, multiple: int = 1) -> Images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +41,21 @@ def encode(first_stage: FirstStage, images: Tensor) -> Tensor:
     return first_stage.encode(pixels).float()
 
 
-def latents_of(batch: Batch, sampled: bool = False) -> Tensor:
-    """The (unscaled) latents of a batch that holds moments or latents, float32 [B, C, h, w].
+def latents_of(
+    batch: Batch, device: torch.device | str = "cpu", normal: Callable[[tuple[int, ...]], Tensor] | None = None
+) -> Tensor:
+    """The (unscaled) latents of a batch that holds moments or latents, float32 [B, C, h, w] on the device.
 
     Args:
-        batch: as `batches` gives it, on any device.
-        sampled: draw from the posterior, by torch's random stream, in place of its mode.
+        batch: as `batches` gives it.
+        normal: gives normal random numbers [B, *shape], to draw from the posterior with; None takes its mode.
     """
     if "latent" in batch:
-        return batch["latent"].float()  # type: ignore[no-any-return]
-    mean, log_variance = batch["moments"].float().chunk(2, dim=1)
-    return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if sampled else mean  # type: ignore[no-any-return]
+        return batch["latent"].to(device, torch.float32, non_blocking=True)  # type: ignore[no-any-return]
+    mean, log_variance = batch["moments"].to(device, torch.float32, non_blocking=True).chunk(2, dim=1)
+    if normal is None:
+        return mean  # type: ignore[no-any-return]
+    return mean + torch.exp(0.5 * log_variance) * normal(tuple(mean.shape[1:]))  # type: ignore[no-any-return]
 
 
 class Latents(MapData):
@@ -128,6 +133,10 @@ class HeldLatents(Latents):
 
     def found(self) -> list[tuple[str, str]]:
         return self.images.found()
+
+    def preview_samples(self, count: int) -> Batch:
+        """The images themselves."""
+        return self.images.preview_samples(count)
 
     def key(self, index: int) -> str:
         return self.images.records[index].key

@@ -58,7 +58,8 @@ class Stream(Data):
 
     def preview_samples(self, count: int) -> Batch:
         """The first of the first shard."""
-        raws, found = pipes.samples(self.commands[0], self.config.subgroups, 0), []
+        raws = pipes.samples(self.commands[0], self.config.subgroups, 0)
+        found: list[tuple[Raw, Pixels]] = []
         for raw in raws:
             if len(found) == count:
                 break

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..spectral.errors import SpectralError
+from ...spectral.errors import SpectralError
 from .ema import EMA
 
 FOLDER = "checkpoints"

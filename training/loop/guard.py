@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..spectral.errors import SpectralError
-from .batches import Batch
+from ...spectral.errors import SpectralError
+from ..data.batches import Batch
 from .progress import Progress
 
 #: Overflows in a row that fp16's loss scale may need to come down from where it started.

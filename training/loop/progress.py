@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from ..spectral.errors import SpectralError
-from .files import write_whole
+from ...spectral.errors import SpectralError
+from ..files import write_whole
 
 if TYPE_CHECKING:
-    from .loop import RunConfig
+    from .config import RunConfig
 
 
 class Progress:

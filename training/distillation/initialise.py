@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..spectral.attention import CrossAttention, SelfAttention
-from ..spectral.config import UNetConfig
-from ..spectral.errors import SpectralError
-from ..spectral.unet import UNet
+from ...spectral.attention import CrossAttention, SelfAttention
+from ...spectral.config import UNetConfig
+from ...spectral.errors import SpectralError
+from ...spectral.unet import UNet
 
 
 @dataclass(frozen=True)

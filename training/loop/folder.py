@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -17,18 +16,18 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
-from ..spectral.errors import SpectralError
+from ...spectral.errors import SpectralError
+from ..files import write_whole
+from ..processes import is_main, processes
 from . import snapshots
-from .files import write_whole
 
 #: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher, a
 #: first stage and the images it is the content that must stay, wherever it lies.
 FREE = {
     *(f"run.{name}" for name in ("out", "steps", "log_every", "preview_every", "checkpoint_every", "keep", "trackers")),
     *("run.max_skipped", "run.compile", "run.batch_size", "run.accumulate"),  # the images of a step are compared
+    *("data.workers", "data.cache", "data.max_corrupt"),
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
     "recompute",
 }
@@ -55,27 +54,6 @@ def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def processes() -> PartialState:
-    """The processes that `accelerate launch` or torchrun started together, this one among them.
-
-    On a machine without an accelerator they talk over gloo; accelerate by itself would take each for the only one.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.accelerator.is_available())
-    return PartialState(cpu=cpu)
-
-
-def device() -> torch.device:
-    """Where this process trains: its own GPU, or the CPU."""
-    found = processes().device
-    return torch.device("cpu") if found.type == "cpu" else found
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes files and prints."""
-    return bool(processes().is_main_process)
 
 
 def begin(config: Any, **inputs: str | None) -> None:
@@ -173,7 +151,7 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def summary(config: Any, statistics: dict[str, float], images: int) -> dict[str, Any]:
+def summary(config: Any, statistics: dict[str, float], images: int | None) -> dict[str, Any]:
     """What an exported model says of the run that made it: command, configuration, data and last statistics."""
     program = Path(sys.argv[0])
     words = [f"python -m spectral_diffusion.training.{program.stem}" if program.suffix == ".py" else program.name]

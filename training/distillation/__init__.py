@@ -1,0 +1,5 @@
+"""What a student learns from its teacher.
+
+`task` puts a batch's losses together, as `config` says; `losses` are those of the paper, `objectives` what goes beyond
+it and what is logged; `initialise` takes a student's first weights from its teacher's.
+"""

@@ -1,0 +1,118 @@
+"""Configuration of `distill`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ...spectral.errors import SpectralError
+from ...spectral.formats.source import ReadOptions
+from ..data.config import DataConfig
+from ..loop.config import RunConfig, check_dropout, check_weight
+
+
+@dataclass(frozen=True)
+class TapConfig:
+    """Which features the student is compared at, besides the output.
+
+    Args:
+        down, middle, up: the last block of every resolution on the way down, the middle block, and the last block of
+            every resolution on the way up.
+        normalize: divide each sample's losses by the mean square of the teacher's features there, so that no layer
+            outweighs the others by its scale alone.
+    """
+
+    down: bool = True
+    middle: bool = True
+    up: bool = True
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the distillation terms.
+
+    Args:
+        spatial: λ_s of Eq. 9; 0 turns the term off.
+        frequency: λ_f of Eq. 11; 0 turns the term off.
+        alpha: exponent of the spectrum weights (Eq. 10).
+        taps: which features are compared.
+        frequency_weights: "spectrum" (Eq. 10), or, beyond the paper, "focal": what is far off counts most (Jiang et
+            al., "Focal Frequency Loss", 2021); `alpha` then means nothing.
+        focal_alpha: exponent of the focal weights; 1 in their article.
+        min_snr: γ of the min-SNR weighting of L_DDPM (Hang et al., 2023; there 5), beyond the paper; 0 is off.
+    """
+
+    spatial: float = 0.1
+    frequency: float = 0.1
+    alpha: float = -1.0
+    taps: TapConfig = field(default_factory=TapConfig)
+    frequency_weights: Literal["spectrum", "focal"] = "spectrum"
+    focal_alpha: float = 1.0
+    min_snr: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_weight("loss.spatial", self.spatial)
+        check_weight("loss.frequency", self.frequency)
+        if not abs(self.alpha) <= 8:
+            raise SpectralError(f"loss.alpha is {self.alpha}; expected an exponent between -8 and 8.")
+        if not 0 < self.focal_alpha <= 8:
+            raise SpectralError(f"loss.focal_alpha is {self.focal_alpha}; expected an exponent above 0, up to 8.")
+        check_weight("loss.min_snr", self.min_snr)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Configuration of `distill`.
+
+    Args:
+        run: steps, batch size, output folder and the like.
+        teacher: the checkpoint to learn from (.safetensors, .ckpt, or a diffusers folder); its first stage and
+            conditioner go into the student's file unchanged.
+        read: what to assume of the teacher where its file is silent; `--no-ema` is short for `--read.ema false`.
+        first_stage: a file with the first stage, for a teacher whose own file lacks it.
+        text_encoder: a file with the text encoder, likewise: CLIP of OpenAI, OpenCLIP or transformers, or LDM's.
+        model_channels: the student's width; everything else is the teacher's.
+        resampler: "wavelet" (the paper's gating) or "conv" (LDM's own, for comparisons).
+        wavelet: filter bank of the gating, by PyWavelets' name.
+        norm_groups: groups of the student's normalisations; fewer than LDM's 32 below 64 channels (see UNetConfig).
+        data: the images.
+        loss: weights and features of the distillation.
+        dropout: how often the condition is replaced by the null one; 0 for a teacher that has none.
+        prediction: what the student says: as its "teacher" does, noise ("eps") or velocity ("v"). Where the two differ,
+            their outputs are compared as noise, in which neither's errors grow without bound.
+        zero_terminal_snr: the student's last step is noise alone (Lin et al., 2023); it has to predict "v". The teacher
+            is asked at its own step of the nearest noise, its last one for noise beyond that.
+        init: where the student's weights start: "random", or the "teacher"'s, thinned out (see `initialise`).
+        teacher_bf16: ask the teacher in bfloat16 on devices that have it; the CPU computes as `run.precision` says.
+        recompute: keep no activations of the student's blocks for the backward pass, but compute them again (activation
+            checkpointing): less memory, a third more time, the same numbers.
+        vocabulary: BERT's vocab.txt, for a teacher with LDM's own text encoder.
+        title: of the exported file.
+        license: of the exported file.
+    """
+
+    run: RunConfig
+    teacher: Path
+    read: ReadOptions = field(default_factory=ReadOptions)
+    first_stage: Path | None = None
+    text_encoder: Path | None = None
+    model_channels: int = 64
+    resampler: Literal["wavelet", "conv"] = "wavelet"
+    wavelet: str = "haar"
+    norm_groups: int = 32
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    dropout: float = 0.1
+    prediction: Literal["teacher", "eps", "v"] = "teacher"
+    zero_terminal_snr: bool = False
+    init: Literal["random", "teacher"] = "random"
+    teacher_bf16: bool = True
+    recompute: bool = False
+    vocabulary: Path | None = None
+    title: str = "Spectral Diffusion student"
+    license: str = "Apache-2.0"
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)

@@ -1,0 +1,50 @@
+"""What a distillation is about to do, told before it begins."""
+
+from __future__ import annotations
+
+from ...spectral.checkpoint import Checkpoint
+from ...spectral.config import ModelConfig
+from ...spectral.counting import parameters, unet_macs
+from ..data.batches import Data
+from ..loop import snapshots
+from ..loop.trial import spoken
+from ..processes import device, processes
+from .config import DistillConfig
+from .task import DistillTask
+
+
+def describe(
+    config: DistillConfig, teacher: Checkpoint, about: ModelConfig, task: DistillTask, data: Data, seconds: float
+) -> str:
+    """A few lines: teacher, student, their sizes, data, steps, and how long it will take.
+
+    Args:
+        about: the student.
+        seconds: of a step.
+    """
+    run = config.run
+    sizes = {
+        "teacher": (parameters(teacher.unet), unet_macs(teacher.config)),
+        about.kind: (parameters(task.student), unet_macs(about)),
+    }
+    (whole, work), (own, less) = sizes.values()
+    done = int(snapshots.saved(run.out)[-1].stem) if snapshots.saved(run.out) else 0
+    images = "a stream" if data.count is None else f"{data.count:,} images"
+    epochs = "" if data.count is None else f", {run.steps * run.batch_size * run.accumulate / data.count:.3g} epochs"
+    terms = [f"{weight:g} {name}" for name, weight in vars(config.loss).items() if name in TERMS and weight]
+    lines = {
+        "teacher": f"{config.teacher} ({whole:,} parameters, {work / 1e9:.3g} G MACs)",
+        about.kind: f"{config.resampler}, width {config.model_channels} ({own:,} parameters, {whole / own:.1f} × fewer;"
+        f" {less / 1e9:.3g} G MACs, {work / less:.1f} × fewer)",
+        "loss": " + ".join(["ddpm", *terms]),
+        "data": f"{config.data.path}, {images} of {config.data.size} pixels",
+        "steps": f"{run.steps - done:,} of {run.steps:,}, each of {run.batch_size * run.accumulate} images{epochs}",
+        "device": f"{processes().num_processes} × {device().type}, precision {run.precision}",
+        "time": f"about {spoken(seconds * (run.steps - done))} ({seconds:.2g} s a step, measured)",
+        "folder": str(run.out),
+    }
+    return "\n".join(f"{name:8} {line}" for name, line in lines.items())
+
+
+#: The weights of a LossConfig that stand before terms of the loss.
+TERMS = ("spatial", "frequency")

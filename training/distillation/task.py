@@ -1,0 +1,181 @@
+"""The losses of a student's batches: L_DDPM + λ_s L_spatial + λ_f L_freq (Section 5.2)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ...spectral import checkpoint
+from ...spectral.config import ScheduleConfig, UNetConfig
+from ...spectral.diffusion import Schedule
+from ...spectral.errors import SpectralError
+from ...spectral.unet import Tap, UNet
+from ..data.batches import Batch
+from ..data.contexts import Contexts
+from ..noising import Noised, Noising
+from .config import DistillConfig
+from .initialise import student_from_teacher
+from .losses import Distances, Pair, distances, half, spectrum_weights
+from .objectives import focal_weights, high_band, min_snr_weights, rows
+
+
+class DistillTask(nn.Module):
+    """The three losses of one batch of latents. The student and the aligning 1×1 convolutions A_i are trained.
+
+    `forward` gives "loss" and its terms as scalars, and rows [2] to be summed over batches and divided, the first by
+    the second: "ddpm/t0" … "ddpm/t3" is the squared error in each quarter of the steps, "ddpm/high/t0" … the part of it
+    in the high band (see `objectives`), "ddpm/high" that of all steps; likewise for "spatial" and "frequency". A row
+    ending in 0 says that the batch had nothing there.
+
+    Args:
+        student: its architecture.
+        teacher: with a U-Net and a first stage.
+        contexts: what the data is conditioned on.
+        config: of the losses and the rest.
+    """
+
+    teacher_steps: Tensor
+    step_weights: Tensor | None
+
+    def __init__(
+        self,
+        student: UNetConfig,
+        teacher: checkpoint.Checkpoint,
+        contexts: Contexts,
+        config: DistillConfig,
+    ) -> None:
+        super().__init__()
+        assert teacher.unet is not None and teacher.first_stage is not None
+        self.weights = config.loss
+        self.schedule = Schedule.from_config(schedule_of(config, teacher.config.schedule))
+        self.noising = Noising(
+            teacher.first_stage,
+            teacher.config.scale_factor,
+            contexts,
+            self.schedule,
+            config.run.seed,
+            config.data.posterior,
+        )
+        self.student = UNet(student)
+        self.student.recompute = config.recompute
+        if config.init == "teacher":
+            student_from_teacher(self.student, teacher.unet)
+        # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
+        self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
+        self._teacher_schedule, self._teacher_bf16 = teacher.schedule, config.teacher_bf16
+        self.register_buffer("teacher_steps", teacher.schedule.nearest_steps(self.schedule), persistent=False)
+        weights = step_weights(self.schedule, config.loss.min_snr) if config.loss.min_snr else None
+        self.register_buffer("step_weights", weights, persistent=False)
+        self.distils = config.loss.spatial > 0 or config.loss.frequency > 0
+        widths = teacher.unet.tap_channels() if self.distils else {}
+        self.taps = [tap for tap in widths if getattr(config.loss.taps, tap.path)]
+        own = self.student.tap_channels()
+        self.align = nn.ModuleList(nn.Conv2d(own[tap], widths[tap], 1) for tap in self.taps)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x_0, t, noise, x_t, context = self.inputs(batch)
+        known: dict[Tap, Tensor] = {}
+        said = self.ask(x_t, t, context, known) if self.distils else None
+        seen: dict[Tap, Tensor] = {}
+        prediction = self.student(x_t, t, context, features=seen)
+        error = prediction.float() - self.schedule.target(x_0, t, noise)
+        ddpm = self.ddpm(error, t)
+        losses = {"loss": ddpm, "ddpm": ddpm}
+        apart = None
+        if said is not None:
+            output = self.comparable(prediction, said, x_t, t)
+            apart = self.distillation(x_0, self.pairs(*output, seen, known))
+            spatial, frequency = apart.spatial.mean(), apart.frequency.mean()
+            loss = ddpm + self.weights.spatial * spatial + self.weights.frequency * frequency
+            losses = {"loss": loss, "ddpm": ddpm, "spatial": spatial, "frequency": frequency}
+        return losses | self.details(error.detach(), apart, t)
+
+    @torch.no_grad()
+    def inputs(self, batch: Batch) -> Noised:
+        """What both networks see of a batch."""
+        return self.noising(batch, self._frozen[1], next(self.parameters()).device)
+
+    def ask(self, x_t: Tensor, t: Tensor, context: Tensor | None, known: dict[Tap, Tensor]) -> Tensor:
+        """The teacher's prediction; `known` receives its features. Both are tensors of inference mode."""
+        kind = x_t.device.type
+        fast = self._teacher_bf16 and kind == "cuda" and torch.cuda.is_bf16_supported()
+        precision = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
+        with torch.inference_mode(), precision:
+            return self._frozen[0](x_t, self.teacher_steps[t], context, features=known)
+
+    def ddpm(self, error: Tensor, t: Tensor) -> Tensor:
+        """L_DDPM (Eq. 3), its steps weighted where min-SNR is on."""
+        if self.step_weights is None:
+            return error.square().mean()
+        return (self.step_weights[t] * error.square().mean((1, 2, 3))).mean()
+
+    def comparable(self, prediction: Tensor, said: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both networks' outputs, as noise where they predict different things.
+
+        The noise that a velocity stands for is √(1 − ᾱ) x_t + √ᾱ v; the velocity that noise stands for would be
+        (ε − √(1 − ᾱ) x_t) / √ᾱ, which makes the least error of ε a large one where ᾱ is small.
+        """
+        if self.schedule.prediction == self._teacher_schedule.prediction:
+            return prediction, said
+        own = self.schedule.split(x_t, t, prediction.float())[1]
+        return own, self._teacher_schedule.split(x_t, self.teacher_steps[t], said.float())[1]
+
+    def pairs(
+        self, prediction: Tensor, target: Tensor, seen: dict[Tap, Tensor], known: dict[Tap, Tensor]
+    ) -> list[Pair]:
+        """A_i X_S and X_T of every compared place; outputs have the same channels and need no A."""
+        found = [Pair(prediction, target)]
+        for align, tap in zip(self.align, self.taps, strict=True):
+            teacher = known[tap].float()
+            scale = teacher.square().mean((1, 2, 3), keepdim=True) if self.weights.taps.normalize else 1.0
+            found.append(Pair(align(seen[tap]), teacher, scale))
+        return found
+
+    def distillation(self, x_0: Tensor, pairs: list[Pair]) -> Distances:
+        """L_spatial (Eq. 9) and L_freq (Eq. 11) of every sample, each summed over the pairs."""
+        if self.weights.frequency <= 0:
+            return distances(pairs, None)
+        if self.weights.frequency_weights == "focal":
+            return distances(pairs, lambda powers, size: focal_weights(powers, self.weights.focal_alpha))
+        return distances(pairs, lambda powers, size: half(spectrum_weights(x_0, size, self.weights.alpha)))
+
+    @torch.no_grad()
+    def details(self, error: Tensor, apart: Distances | None, t: Tensor) -> dict[str, Tensor]:
+        """The terms in each quarter of the steps, and how much of them lies in the high band."""
+        high, whole = high_band(error)
+        cells = error[0].numel()
+        terms: dict[str, tuple[Tensor, Tensor | None]] = {"ddpm": (whole / cells, high / cells)}
+        if apart is not None:
+            transformed = self.weights.frequency > 0
+            terms["spatial"] = apart.spatial, apart.spatial_high if transformed else None
+            if transformed:
+                terms["frequency"] = apart.frequency, apart.frequency_high
+        return rows(terms, t, self.schedule.steps)
+
+
+def schedule_of(config: DistillConfig, teacher: ScheduleConfig) -> ScheduleConfig:
+    """The student's schedule: the teacher's, but for what the configuration changes.
+
+    Raises:
+        SpectralError: zero terminal SNR for a student that predicts noise.
+    """
+    prediction = teacher.prediction if config.prediction == "teacher" else config.prediction
+    rescaled = teacher.zero_terminal_snr or config.zero_terminal_snr
+    if rescaled and prediction != "v":
+        raise SpectralError(
+            "zero_terminal_snr needs a student that predicts velocity, for noise alone says nothing about the image; "
+            "set prediction to v."
+        )
+    return replace(teacher, prediction=prediction, zero_terminal_snr=rescaled)
+
+
+def step_weights(schedule: Schedule, gamma: float) -> Tensor:
+    """Min-SNR-γ weights of all steps, [T]; with zero terminal SNR, the least SNR is that of the schedule before."""
+    least = 0.0
+    if schedule.zero_terminal_snr:
+        alpha = float(Schedule(schedule.linear_start, schedule.linear_end, schedule.steps).alphas_cumprod[-1])
+        least = alpha / (1.0 - alpha)
+    return min_snr_weights(schedule.alphas_cumprod, torch.arange(schedule.steps), gamma, schedule.prediction, least)

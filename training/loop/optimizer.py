@@ -1,0 +1,39 @@
+"""The optimizer of a run, and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...spectral.errors import SpectralError
+from .config import RunConfig
+
+
+def make_optimizer(run: RunConfig, task: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what the task trains.
+
+    Raises:
+        SpectralError: the 8-bit one is asked for and its package is not there.
+    """
+    trained = [p for p in task.parameters() if p.requires_grad]
+    settings: dict[str, Any] = {"lr": run.lr, "weight_decay": run.weight_decay, "betas": (0.9, 0.99)}
+    if run.optimizer == "adamw":
+        return torch.optim.AdamW(trained, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise SpectralError(
+            "run.optimizer is adamw8bit, which needs the package bitsandbytes; install it, or set adamw."
+        ) from error
+    return AdamW8bit(trained, **settings)  # type: ignore[no-any-return]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, run: RunConfig, step: int) -> None:
+    """Warm-up, then the chosen decay."""
+    done = min(1.0, max(0.0, (step - run.warmup) / max(1, run.steps - run.warmup)))
+    factor = {"linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "constant": 1.0}[run.decay]
+    for group in optimizer.param_groups:
+        group["lr"] = run.lr * factor * min(1.0, (step + 1) / max(1, run.warmup))

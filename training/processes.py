@@ -1,0 +1,30 @@
+"""The processes that train together, and where each of them computes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+def processes() -> PartialState:
+    """The processes that `accelerate launch` or torchrun started together, this one among them.
+
+    On a machine without an accelerator they talk over gloo; accelerate by itself would take each for the only one.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.accelerator.is_available())
+    return PartialState(cpu=cpu)
+
+
+def device() -> torch.device:
+    """Where this process trains: its own GPU, or the CPU."""
+    found = processes().device
+    return torch.device("cpu") if found.type == "cpu" else found
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return bool(processes().is_main_process)
