@@ -194,9 +194,10 @@ def _check_sections(cls: Any, data: Any, where: str) -> None:
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:
-    """Print a command's result: one JSON object, or a line for each entry."""
+    """Print a command's result: one JSON object, or a line for each entry but details, whose names have a slash."""
     if as_json:
         print(json.dumps(result, allow_nan=False))
         return
     for key, value in result.items():
-        print(printable(f"{key:16} {value}"))
+        if "/" not in key:
+            print(printable(f"{key:16} {value}"))

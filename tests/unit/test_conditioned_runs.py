@@ -14,8 +14,8 @@ from spectral_diffusion.spectral import checkpoint, wordpiece
 from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import cli, distill, train_teacher
-from spectral_diffusion.training.distill import DistillConfig
 from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.distill import DistillConfig
 from spectral_diffusion.training.loop.config import RunConfig
 from spectral_diffusion.training.sample import sample_checkpoint
 from spectral_diffusion.training.train_teacher import TeacherConfig

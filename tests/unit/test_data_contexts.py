@@ -1,4 +1,4 @@
-"""Captions and classes of batches as contexts, beside what `conditions` makes of the same samples."""
+"""Captions and classes of batches as contexts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
@@ -16,11 +17,12 @@ from spectral_diffusion.training.data import contexts
 from spectral_diffusion.training.data.batches import Batch, Data
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.contexts import Contexts
-from spectral_diffusion.training.images import ImageSet
-from spectral_diffusion.training.tokens import Conditions, tokenize
+from spectral_diffusion.training.tokens import tokenize
 
 from . import tiny
 
+#: Drawn for samples that are to keep their conditions.
+KEPT = torch.ones(3)
 CAPTIONS = ("a cat", "a dog", "a red apple", "a cat", "ein Käse 🧀")
 SUBGROUPS = ("red", "blue", "red", "blue", "blue")
 
@@ -46,26 +48,31 @@ def batch(*indices: int) -> Batch:
     }
 
 
-def former(config: ConditioningConfig, dropout: float = 0.0) -> Conditions:
-    return Conditions(config, ImageSet(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), CAPTIONS, SUBGROUPS), dropout)
-
-
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("config", [tiny.TEXT, tiny.CLASSES], ids=["text", "class"])
-@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
-def test_contexts_and_dropped_ones_are_what_they_were(dropout: float, config: ConditioningConfig, frozen: bool) -> None:
-    """The same draws of the same random stream, so that a run goes on as it began."""
-    conditioner = tiny.randomized(build(config))  # type: ignore[type-var]
-    new, old = Contexts(config, Told(), dropout), former(config, dropout)
-    assert new.freeze(conditioner) == (config.kind == "text") if frozen else True
-    torch.manual_seed(3)
-    found = [new.context(conditioner, batch(4, 0, 2, 3)) for _ in range(5)] + [torch.rand(1)]
-    torch.manual_seed(3)
-    expected = [old.context(conditioner, torch.tensor([4, 0, 2, 3])) for _ in range(5)] + [torch.rand(1)]
-    for one, other in zip(found, expected, strict=True):
-        assert one is not None and other is not None and torch.allclose(one, other, atol=1e-5)
-    one, other = new.unconditional(conditioner), old.unconditional(conditioner)
-    assert one is not None and other is not None and torch.equal(one, other)
+def test_samples_become_the_contexts_of_their_captions_or_classes(config: ConditioningConfig, frozen: bool) -> None:
+    """Or, where the number that was drawn for one is below the dropout, that of nothing in particular."""
+    conditioner, found = tiny.randomized(build(config)), Contexts(config, Told(), dropout=0.5)  # type: ignore[type-var]
+    assert found.freeze(conditioner) == (config.kind == "text") if frozen else True
+    ids = tokenize([CAPTIONS[4], "", CAPTIONS[2], ""]) if config.kind == "text" else class_ids(4, None, 2, None)
+    context = found.context(conditioner, batch(4, 0, 2, 3), torch.tensor([0.5, 0.1, 0.9, 0.49]))
+    assert context is not None
+    torch.testing.assert_close(context, conditioner(ids), atol=1e-5, rtol=1e-4)
+    null = found.unconditional(conditioner)
+    assert null is not None and torch.equal(null, conditioner(ids[1:2]))
+
+
+def class_ids(*indices: int | None) -> Tensor:
+    names = [*tiny.CLASSES.class_names, None]
+    return torch.tensor([names.index(None if index is None else SUBGROUPS[index]) for index in indices])
+
+
+def test_prompts_ask_for_what_a_batch_shows() -> None:
+    assert Contexts(tiny.TEXT, Told()).prompts(batch(2, 1)) == [CAPTIONS[2], CAPTIONS[1]]
+    assert Contexts(tiny.CLASSES, Told()).prompts(batch(0, 1)) == [SUBGROUPS[0], SUBGROUPS[1]]
+    synsets = Contexts(replace(tiny.CLASSES, class_names=()), Told(["", ""], ["n01440764", "n01443537"]))
+    assert synsets.prompts({"label": ["n01443537", "n01440764"]}) == ["1", "0"]
+    assert Contexts(ConditioningConfig(), Told()).prompts(batch(0, 1)) == ["", ""]
 
 
 def test_states_are_computed_once_for_every_caption(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +82,7 @@ def test_states_are_computed_once_for_every_caption(monkeypatch: pytest.MonkeyPa
     tower.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
     found = Contexts(tiny.TEXT, Told())
     assert found.freeze(tower, batch=3) and seen == [3, 2]  # four captions that differ, and the empty one
-    context = found.context(tower, batch(1, 2))
+    context = found.context(tower, batch(1, 2), KEPT)
     assert context is not None and seen == [3, 2] and not context.requires_grad
     assert torch.allclose(context, tower(tokenize(["a dog", "a red apple"])), atol=1e-5)
     monkeypatch.setattr(contexts, "ON_DEVICE", 10)
@@ -90,7 +97,7 @@ def test_what_does_not_fit_is_computed_on_the_fly(known: bool, monkeypatch: pyte
     found = Contexts(tiny.TEXT, Told() if known else Told(None, None))
     assert not found.freeze(tower, limit=4 * 77 * 32 * 4)
     for indices in ((0, 1, 2), (4,), (0, 3, 1)):
-        context = found.context(tower, batch(*indices))
+        context = found.context(tower, batch(*indices), KEPT)
         assert context is not None and torch.equal(context, tower(tokenize([CAPTIONS[i] for i in indices])))
         assert context.requires_grad
 
@@ -99,12 +106,12 @@ def test_classes_of_a_stream_are_known_by_name_or_number() -> None:
     embedder = build(tiny.CLASSES)
     assert embedder is not None
     found = Contexts(tiny.CLASSES, Told(None, None))
-    context = found.context(embedder, batch(0, 1))
+    context = found.context(embedder, batch(0, 1), KEPT)
     assert context is not None and torch.equal(context, embedder(torch.tensor([1, 0])))
     with pytest.raises(SpectralError, match="no class named 'green'; its classes are blue, red"):
-        found.context(embedder, {"label": ["green"]})
+        found.context(embedder, {"label": ["green"]}, KEPT)
     numbered = Contexts(replace(tiny.CLASSES, class_names=()), Told(None, None))
-    context = numbered.context(embedder, {"label": ["1", "0"]})
+    context = numbered.context(embedder, {"label": ["1", "0"]}, KEPT)
     assert context is not None and torch.equal(context, embedder(torch.tensor([1, 0])))
 
 
@@ -129,4 +136,4 @@ def test_what_cannot_be_conditioned_on_is_a_sentence() -> None:
 
 def test_an_unconditional_model_has_no_contexts() -> None:
     found = Contexts(ConditioningConfig(), Told())
-    assert found.context(None, batch(0)) is None and found.unconditional(None) is None and not found.freeze(None)
+    assert found.context(None, batch(0), KEPT) is None and found.unconditional(None) is None and not found.freeze(None)

@@ -18,7 +18,6 @@ import torch
 from PIL import Image, ImageOps
 
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training import images as former
 from spectral_diffusion.training.data import shards, tar
 from spectral_diffusion.training.data.batches import Batch, batches
 from spectral_diffusion.training.data.config import DataConfig
@@ -64,15 +63,14 @@ def first(data: Images, count: int, **options: Any) -> list[Batch]:
         found.close()
 
 
-@pytest.mark.parametrize("cache", ["memory", "off"])
 @pytest.mark.parametrize("size", [64, 24])
-def test_the_shipped_emoji_are_what_they_were(size: int, cache: str) -> None:
-    old = former.load(former.DataConfig(size=size, subgroups=("heart", "food-*")))
-    new = opened("emoji64", size, subgroups=("heart", "food-*"), cache=cache)
-    assert tuple(new.captions) == old.captions and tuple(new.subgroups) == old.subgroups
-    whole = new.load(Plan([(0, index) for index in range(len(new))]), 0).batch
-    assert whole is not None and torch.equal(whole["image"], old.images)
-    assert whole["index"].tolist() == list(range(len(old))) and whole["caption"] == list(old.captions)
+def test_images_are_the_same_in_memory_and_read_again(size: int) -> None:
+    kept, read = (opened("emoji64", size, subgroups=("heart", "food-*"), cache=cache) for cache in ("memory", "off"))
+    assert kept.in_memory and not read.in_memory and len(kept) == len(read) == 153
+    plan = Plan([(0, index) for index in range(len(kept))])
+    one, other = kept.load(plan, 0).batch, read.load(plan, 0).batch
+    assert one is not None and other is not None and torch.equal(one["image"], other["image"])
+    assert one["index"].tolist() == list(range(len(kept))) and one["caption"] == list(kept.captions)
 
 
 def test_captions_beside_images_in_tables_and_in_names(tmp_path: Path) -> None:

@@ -27,9 +27,7 @@ from spectral_diffusion.training.data.order import (
     bucket_sizes,
     joined_buckets,
     nearest_bucket,
-    numbers,
 )
-from spectral_diffusion.training.images import ShuffledBatches
 
 from . import tiny
 from .test_data_images import noise
@@ -62,10 +60,13 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize(("length", "batch"), [(10, 3), (10, 10), (4, 9), (7, 1), (1000, 64)])
-def test_the_order_is_that_of_earlier_versions(length: int, batch: int) -> None:
-    former, order = iter(ShuffledBatches(length, batch, 3, 5)), Shuffled(length, batch, 3)
-    for number in range(5, 60):
-        assert [index for _, index in order.plan(number).items] == next(former)
+def test_every_epoch_is_a_permutation(length: int, batch: int) -> None:
+    order = Shuffled(length, batch, 3)
+    indices = [index for number in range(5 * length) for _, index in order.plan(number).items]
+    epochs = [indices[start : start + length] for start in range(0, 4 * length, length)]
+    assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    assert length < 7 or epochs[0] != epochs[1]
+    assert Shuffled(length, batch, 3).plan(7) == order.plan(7)
 
 
 def test_epochs_are_counted() -> None:
@@ -86,13 +87,23 @@ def test_a_resumed_run_sees_what_it_would_have_seen(start: int, workers: int, fo
     )
 
 
+@pytest.mark.parametrize("buckets", [False, True], ids=["squares", "buckets"])
 @pytest.mark.parametrize(("world", "start"), [(2, 0), (2, 3), (3, 1)])
-def test_processes_share_the_batches_of_one(world: int, start: int, folder: Path) -> None:
-    data = opened(folder)
-    whole = taken(data, (start + 4) * world, workers=0)
-    for rank in range(world):
-        own = taken(data, 4, start=start, rank=rank, world=world, workers=rank)
-        assert same(own, whole[start * world + rank :: world])
+def test_processes_share_the_batches_of_one(world: int, start: int, buckets: bool, tmp_path: Path) -> None:
+    """Part for part, the ordinals too; with buckets, all have the same one."""
+    for index in range(20):
+        noise([(40, 20), (30, 30)][index % 2], index).save(tmp_path / f"{index:02d}.png")
+    data = open_data(DataConfig(str(tmp_path), 16, cache="off", buckets=buckets), multiple=4)
+    assert isinstance(data, Images)
+    whole = taken(data, 4, batch=6, start=start, workers=0)
+    parts = [
+        taken(data, 4, batch=6 // world, start=start, rank=rank, world=world, workers=rank) for rank in range(world)
+    ]
+    for one, *several in zip(whole, *parts, strict=True):
+        for name in ("image", "index", "ordinal"):
+            assert torch.equal(one[name], torch.cat([part[name] for part in several]))
+        assert one["caption"] == [caption for part in several for caption in part["caption"]]
+    assert whole[0]["ordinal"].tolist() == list(range(6 * start, 6 * start + 6))
 
 
 def test_two_processes_with_two_workers_see_every_sample_once(folder: Path) -> None:
@@ -104,14 +115,6 @@ def test_two_processes_with_two_workers_see_every_sample_once(folder: Path) -> N
         for index in batch["index"].tolist()
     )
     assert seen == dict.fromkeys(range(10), 1)
-
-
-def test_a_larger_batch_is_the_batches_of_the_processes_together() -> None:
-    """As accelerate promises of one process at the same global batch."""
-    whole, parts = Shuffled(11, 6, 2), Shuffled(11, 2, 2)
-    for step in range(9):
-        shares = [parts.plan(number).items for rank in range(3) for number in islice(numbers(step, rank, 3), 1)]
-        assert whole.plan(step).items == [item for share in shares for item in share]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from spectral_diffusion.spectral import checkpoint
-from spectral_diffusion.training.images import DataConfig, load
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.data.dataset import open_images
 from spectral_diffusion.training.sample import sample_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,10 +55,10 @@ def test_student_names_the_teacher_that_ships() -> None:
 def test_samples_are_nearest_to_the_picture_of_their_caption(kind: str, least: float) -> None:
     """Chance would be 1 in 171: of 20 captions, evenly spaced, the nearest of all pictures is mostly their own."""
     opened = checkpoint.load(CHECKPOINTS / f"emoji64-{kind}.safetensors")
-    data = load(DataConfig(subgroups=tuple(opened.config.training["config"]["data"]["subgroups"])))
+    data = open_images(DataConfig(subgroups=tuple(opened.config.training["config"]["data"]["subgroups"])))
     chosen = torch.linspace(0, len(data) - 1, 20).long()
     samples = sample_checkpoint(opened, [data.captions[i] for i in chosen], steps=20)
-    pictures = (data.floats() + 1) / 2
+    pictures = data.preview_samples(len(data))["image"] / 255
     nearest = torch.cdist(samples.flatten(1), pictures.flatten(1)).argmin(1)
     assert (nearest == chosen).float().mean() >= least
 
@@ -67,8 +68,8 @@ def test_the_example_images_are_pictures_that_the_default_models_learnt() -> Non
     sheet = np.asarray(Image.open(REPOSITORY / "nodes" / "examples" / "emoji-64.webp").convert("RGB"))
     tiles = sheet.reshape(8, 64, 8, 64, 3).swapaxes(1, 2).reshape(64, -1)
     student = checkpoint.read(REPOSITORY / "workflows" / "checkpoints" / "emoji64-student.safetensors")
-    learnt = load(DataConfig(subgroups=tuple(student.config.training["config"]["data"]["subgroups"])))
-    known = {image.movedim(0, -1).numpy().tobytes() for image in learnt.images}
+    learnt = open_images(DataConfig(subgroups=tuple(student.config.training["config"]["data"]["subgroups"])))
+    known = {image.movedim(0, -1).numpy().tobytes() for image in learnt.preview_samples(len(learnt))["image"]}
     assert len({tile.tobytes() for tile in tiles}) == 64
     assert all(tile.tobytes() in known for tile in tiles)
 

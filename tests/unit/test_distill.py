@@ -10,22 +10,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectral_diffusion.spectral import checkpoint, presets
+from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.config import ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.formats.source import CONDITIONER, FIRST_STAGE, UNET
 from spectral_diffusion.spectral.unet import Tap
 from spectral_diffusion.training import distill
-from spectral_diffusion.training.distill import DistillConfig, DistillTask, LossConfig, TapConfig
-from spectral_diffusion.training.images import DataConfig, latents, load
-from spectral_diffusion.training.loop.config import RunConfig
+from spectral_diffusion.training.data.batches import Batch
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.data.contexts import Contexts
+from spectral_diffusion.training.data.dataset import as_latents, open_images
+from spectral_diffusion.training.data.latents import HeldLatents
+from spectral_diffusion.training.data.order import Plan
+from spectral_diffusion.training.distillation.config import DistillConfig, LossConfig, TapConfig
 from spectral_diffusion.training.distillation.losses import frequency_loss, spatial_loss, spectrum_weights
-from spectral_diffusion.training.tokens import Conditions
+from spectral_diffusion.training.distillation.task import DistillTask
+from spectral_diffusion.training.loop.config import RunConfig
+from spectral_diffusion.training.teachers import open_teacher
 from spectral_diffusion.training.train_teacher import DenoisingTask, TeacherConfig
 
 from . import tiny
 
-BATCH = torch.tensor([0, 3, 5, 6])
+INDICES = [0, 3, 5, 6]
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +49,34 @@ def configure(teacher: Path, data: DataConfig, out: Path = Path("unused"), **set
     return replace(DistillConfig(run, teacher, model_channels=32, data=data), **settings)
 
 
+def data_of(config: DistillConfig, opened: checkpoint.Checkpoint) -> HeldLatents:
+    assert opened.first_stage is not None
+    data = as_latents(open_images(config.data), opened.first_stage, "teacher.safetensors")
+    assert isinstance(data, HeldLatents)
+    return data
+
+
+def batch_of(config: DistillConfig) -> Batch:
+    """Four of the images, as the first that a run sees."""
+    loaded = data_of(config, open_teacher(config.teacher)).load(Plan([(0, index) for index in INDICES]), 0).batch
+    assert loaded is not None
+    return loaded | {"ordinal": torch.arange(4)}
+
+
 def task_of(config: DistillConfig) -> DistillTask:
     """The task that `distill.train` makes, without the run around it."""
-    opened, images = distill.open_teacher(config.teacher), load(config.data)
-    assert opened.config.unet is not None and opened.first_stage is not None
-    x_0 = latents(opened.first_stage, images) * opened.config.scale_factor
-    unet = presets.slim(opened.config.unet, config.model_channels, config.resampler)
-    conditions = Conditions(opened.config.conditioning, images, config.dropout)
-    task = DistillTask(unet, opened, x_0, conditions, config)
+    opened = open_teacher(config.teacher)
+    about = distill.student_of(config, opened)
+    assert about.unet is not None
+    contexts = Contexts(about.conditioning, data_of(config, opened), config.dropout)
+    task = DistillTask(about.unet, opened, contexts, config)
     tiny.randomized(task.student, 7)
     return task
 
 
-def losses_of(task: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return task(BATCH)  # type: ignore[no-any-return]
+def terms(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what is logged beside them."""
+    return {name: value for name, value in losses.items() if "/" not in name}
 
 
 @pytest.mark.parametrize("resampler", ["wavelet", "conv"])
@@ -66,7 +85,8 @@ def test_the_loss_is_the_weighted_sum_of_three(
     resampler: Any, spatial: float, frequency: float, teacher: Path, data: DataConfig
 ) -> None:
     loss = LossConfig(spatial=spatial, frequency=frequency)
-    found = losses_of(task_of(configure(teacher, data, resampler=resampler, loss=loss)))
+    config = configure(teacher, data, resampler=resampler, loss=loss)
+    found = terms(task_of(config)(batch_of(config)))
     assert set(found) == {"loss", "ddpm", "spatial", "frequency"}
     assert all(value.isfinite() and value.dim() == 0 and value >= 0 for value in found.values())
     expected = found["ddpm"] + spatial * found["spatial"] + frequency * found["frequency"]
@@ -76,23 +96,25 @@ def test_the_loss_is_the_weighted_sum_of_three(
 
 def test_without_weights_it_is_plain_ddpm(teacher: Path, data: DataConfig) -> None:
     """Oracle: the teacher's own training task, with the student's weights, on the same noise."""
-    task = task_of(configure(teacher, data, loss=LossConfig(0, 0)))
-    opened, images = checkpoint.load(teacher), load(data)
-    config = TeacherConfig(RunConfig(Path("unused"), 1), teacher, task.student.config, data, tiny.CLASSES)
-    plain = DenoisingTask(config, task.x_0, Conditions(tiny.CLASSES, images, config.dropout))
+    bare = configure(teacher, data, loss=LossConfig(0, 0))
+    task, opened = task_of(bare), checkpoint.load(teacher)
+    config = TeacherConfig(bare.run, teacher, task.student.config, data, tiny.CLASSES)
+    plain = DenoisingTask(config, opened, task.noising.contexts)
     plain.unet.load_state_dict(task.student.state_dict())
     assert opened.conditioner is not None and plain.conditioner is not None
     plain.conditioner.load_state_dict(opened.conditioner.state_dict())
-    found = losses_of(task)
+    batch = batch_of(bare)
+    found = terms(task(batch))
     assert set(found) == {"loss", "ddpm"} and not list(task.align.parameters())
-    assert found["loss"].item() == found["ddpm"].item() == losses_of(plain)["loss"].item()
-    full = losses_of(task_of(configure(teacher, data)))
+    assert found["loss"].item() == found["ddpm"].item() == plain(batch)["loss"].item()
+    full = task_of(configure(teacher, data))(batch)
     assert full["ddpm"].item() == found["ddpm"].item()
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(teacher: Path, data: DataConfig) -> None:
     """Same weights, and A_i the identity: both distillation losses vanish."""
-    task = task_of(configure(teacher, data, model_channels=64, resampler="conv"))
+    config = configure(teacher, data, model_channels=64, resampler="conv")
+    task = task_of(config)
     opened = checkpoint.load(teacher).unet
     assert opened is not None
     task.student.load_state_dict(opened.state_dict())
@@ -100,20 +122,19 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(teacher: Pat
         assert isinstance(align, nn.Conv2d) and align.bias is not None
         nn.init.dirac_(align.weight)
         nn.init.zeros_(align.bias)
-    found = losses_of(task)
+    found = task(batch_of(config))
     assert found["spatial"].item() < 1e-10 and found["frequency"].item() < 1e-10 and found["ddpm"] > 0
 
 
 def test_with_the_output_alone_the_losses_are_the_formulas(teacher: Path, data: DataConfig) -> None:
     """Eqs. 9 to 11 of the two outputs, with both networks called by hand on the same x_t."""
     taps = TapConfig(down=False, middle=False, up=False)
-    task = task_of(configure(teacher, data, loss=LossConfig(taps=taps, alpha=-0.5), dropout=0.0))
-    found, opened = losses_of(task), checkpoint.load(teacher)
+    config = configure(teacher, data, loss=LossConfig(taps=taps, alpha=-0.5), dropout=0.0)
+    task, batch, opened = task_of(config), batch_of(config), checkpoint.load(teacher)
     assert opened.unet is not None and opened.conditioner is not None
-    torch.manual_seed(0)
-    t, x_0 = torch.randint(1000, (4,)), task.x_0[BATCH]
-    x_t = opened.schedule.q_sample(x_0, t, torch.randn_like(x_0))
-    context = opened.conditioner(torch.tensor([[0, 1][index >= 4] for index in BATCH.tolist()]))
+    found, (x_0, t, noise, _, _) = task(batch), task.inputs(batch)
+    x_t = opened.schedule.q_sample(x_0, t, noise)
+    context = opened.conditioner(torch.tensor([[0, 1][index >= 4] for index in INDICES]))
     student, target = task.student(x_t, t, context), opened.unet(x_t, t, context)
     torch.testing.assert_close(found["spatial"], spatial_loss(student, target))
     weights = spectrum_weights(x_0, (8, 8), -0.5)
@@ -144,9 +165,9 @@ def test_features_are_compared_where_the_configuration_says(
 def test_normalised_features_weigh_alike_whatever_their_scale(teacher: Path, data: DataConfig) -> None:
     """A teacher's feature and A_i's output, both ten times as large, cost as much."""
     task = task_of(configure(teacher, data))
-    x_0, output = task.x_0[:2], torch.zeros(2, 4, 8, 8)
+    x_0, output = torch.randn(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
 
-    def cost(factor: float) -> tuple[Tensor, Tensor]:
+    def cost(factor: float) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(2)
         known = {
             tap: factor * torch.randn(2, a.out_channels, 8, 8, generator=generator)
@@ -167,8 +188,9 @@ def test_normalised_features_weigh_alike_whatever_their_scale(teacher: Path, dat
 
 
 def test_the_student_and_the_alignment_learn_and_the_teacher_does_not(teacher: Path, data: DataConfig) -> None:
-    task = task_of(configure(teacher, data))
-    losses_of(task)["loss"].backward()
+    config = configure(teacher, data)
+    task = task_of(config)
+    task(batch_of(config))["loss"].backward()
     assert {name.split(".")[0] for name, _ in task.named_parameters()} == {"student", "align"}
     assert [name for name, p in task.named_parameters() if p.grad is None or not p.grad.any()] == []
     frozen = [p for module in task._frozen if module is not None for p in module.parameters()]
@@ -231,7 +253,7 @@ def test_what_cannot_teach_is_a_sentence(data: DataConfig, tmp_path: Path) -> No
     [
         ({"model_channels": 20}, "model_channels is 20.*multiple of 32"),
         ({"wavelet": "no-such"}, "'no-such'"),
-        ({"data": DataConfig("no-such-folder")}, "No data at no-such-folder"),
+        ({"data": DataConfig("no-such-folder", size=16)}, "No data at no-such-folder"),
     ],
     ids=["width", "wavelet", "data"],
 )
@@ -246,6 +268,6 @@ def test_what_cannot_be_distilled_is_a_sentence_and_leaves_no_run(
 def test_a_diverging_run_stops_and_exports_nothing(teacher: Path, data: DataConfig, tmp_path: Path) -> None:
     config = configure(teacher, data, tmp_path / "run")
     broken = replace(config, run=replace(config.run, lr=1e30, clip=1e30, warmup=0, preview_every=0))
-    with pytest.raises(SpectralError, match=r"loss is (nan|inf) at step .*lower run\.lr"):
+    with pytest.raises(SpectralError, match=r"not finite in the last \d steps.*lower run\.lr"):
         distill.train(broken)
     assert not list((tmp_path / "run").glob("*.safetensors"))

@@ -17,14 +17,16 @@ from spectral_diffusion.spectral.diffusion import Schedule
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.unet import Tap, UNet
 from spectral_diffusion.training import distill
-from spectral_diffusion.training.distill import DistillTask, LossConfig, TapConfig
+from spectral_diffusion.training.data.batches import Batch
 from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.distillation.config import LossConfig, TapConfig
 from spectral_diffusion.training.distillation.losses import Pair
 from spectral_diffusion.training.distillation.objectives import BINS, min_snr_weights
+from spectral_diffusion.training.distillation.task import DistillTask, step_weights
 from spectral_diffusion.training.sample import sample_checkpoint
 
 from . import tiny
-from .test_distill import BATCH, configure, losses_of, task_of
+from .test_distill import batch_of, configure, task_of
 
 OUTPUT_ALONE = TapConfig(down=False, middle=False, up=False)
 
@@ -39,24 +41,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
 
 
-def errors_of(task: DistillTask, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The error [B, …] of the student that `losses_of` measures, and its steps."""
-    torch.manual_seed(seed)
-    x_0, t = task.x_0[BATCH], torch.randint(task.schedule.steps, (len(BATCH),))
-    noise = torch.randn_like(x_0)
+@pytest.fixture(scope="module")
+def batch(teacher: Path, data: DataConfig) -> Batch:
+    return batch_of(configure(teacher, data))
+
+
+def errors_of(task: DistillTask, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The error [B, …] of the student, called by hand, and its steps."""
+    x_0, t, noise, x_t, context = task.inputs(batch)
     with torch.no_grad():
-        context = task.conditions.context(task._frozen[1], BATCH)
-        prediction = task.student(task.schedule.q_sample(x_0, t, noise), t, context)
-    return prediction - task.schedule.target(x_0, t, noise), t
+        return task.student(x_t, t, context) - task.schedule.target(x_0, t, noise), t
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_min_snr_weighs_the_samples_of_l_ddpm_alone(prediction: Any, teacher: Path, data: DataConfig) -> None:
+def test_min_snr_weighs_the_samples_of_l_ddpm_alone(
+    prediction: Any, teacher: Path, data: DataConfig, batch: Batch
+) -> None:
     config = configure(teacher, data, prediction=prediction)
     plain, task = task_of(config), task_of(replace(config, loss=LossConfig(min_snr=2.0)))
     task.align.load_state_dict(plain.align.state_dict())
-    before = losses_of(plain)
-    found, (error, t) = losses_of(task), errors_of(task)
+    before = plain(batch)
+    found, (error, t) = task(batch), errors_of(task, batch)
     weights = min_snr_weights(Schedule().alphas_cumprod, t, 2.0, prediction)
     torch.testing.assert_close(found["ddpm"], (weights * error.square().mean((1, 2, 3))).mean())
     assert found["ddpm"] < before["ddpm"]
@@ -64,28 +69,26 @@ def test_min_snr_weighs_the_samples_of_l_ddpm_alone(prediction: Any, teacher: Pa
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_the_focal_frequency_loss_is_the_articles(prediction: Any, teacher: Path, data: DataConfig) -> None:
+def test_the_focal_frequency_loss_is_the_articles(
+    prediction: Any, teacher: Path, data: DataConfig, batch: Batch
+) -> None:
     """Of the outputs alone, by numpy: the mean of w |F_s − F_t|², w = |F_s − F_t| over its maximum in each channel."""
     loss = LossConfig(taps=OUTPUT_ALONE, frequency_weights="focal")
     task = task_of(configure(teacher, data, loss=loss, prediction=prediction))
-    found = losses_of(task)
-    gap = noises_apart(task).numpy()
+    found = task(batch)
+    gap = noises_apart(task, batch).numpy()
     distance = np.abs(np.fft.fft2(gap, norm="ortho"))
     weights = distance / distance.max(axis=(2, 3), keepdims=True)
     assert found["frequency"].item() == pytest.approx(float(np.mean(weights * distance**2)), rel=1e-4)
     assert found["spatial"].item() == pytest.approx(float(np.mean(gap**2)), rel=1e-4)
 
 
-def noises_apart(task: DistillTask, seed: int = 0) -> Tensor:
-    """The student's noise less the teacher's, with both networks called by hand on the x_t of `losses_of`."""
-    torch.manual_seed(seed)
-    x_0, t = task.x_0[BATCH], torch.randint(1000, (4,))
+def noises_apart(task: DistillTask, batch: Batch) -> Tensor:
+    """The student's noise less the teacher's, with both networks called by hand."""
+    _, t, _, x_t, context = task.inputs(batch)
     alpha = task.schedule.alphas_cumprod[t].view(-1, 1, 1, 1).float()
-    x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * torch.randn_like(x_0)
-    network, conditioner = task._frozen
     with torch.no_grad():
-        context = task.conditions.context(conditioner, BATCH)
-        said, own = network(x_t, t, context), task.student(x_t, t, context)
+        said, own = task._frozen[0](x_t, t, context), task.student(x_t, t, context)
     return ((1 - alpha).sqrt() * x_t + alpha.sqrt() * own if task.schedule.prediction == "v" else own) - said
 
 
@@ -96,7 +99,7 @@ def test_two_perfect_networks_agree_whatever_they_predict(
     opened = checkpoint.load(teacher)
     task = task_of(configure(teacher, data, prediction=student))
     task._teacher_schedule = Schedule(prediction=said)
-    x_0, noise, t = task.x_0[BATCH], torch.randn(4, 4, 8, 8), torch.tensor([0, 300, 700, 999])
+    x_0, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 300, 700, 999])
     x_t = opened.schedule.q_sample(x_0, t, noise)
     outputs = [Schedule(prediction=kind).target(x_0, t, noise) for kind in (student, said)]
     mine, theirs = task.comparable(*outputs, x_t, t)
@@ -105,14 +108,16 @@ def test_two_perfect_networks_agree_whatever_they_predict(
     torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_with_zero_terminal_snr_the_teacher_is_asked_where_it_knows_the_noise(teacher: Path, data: DataConfig) -> None:
+def test_with_zero_terminal_snr_the_teacher_is_asked_where_it_knows_the_noise(
+    teacher: Path, data: DataConfig, batch: Batch
+) -> None:
     task = task_of(configure(teacher, data, prediction="v", zero_terminal_snr=True))
     known, rescaled = Schedule().alphas_cumprod.sqrt(), task.schedule.alphas_cumprod.sqrt()
     assert rescaled[-1] == 0 and task.teacher_steps[-1] == 999 and task.teacher_steps[0] == 0
     inside = rescaled > known[-1]
     assert ((known[task.teacher_steps] - rescaled).abs()[inside] < 1.1e-3).all()  # half a step, and a bit
-    found = losses_of(task)
-    assert all(value.isfinite() for value in found.values())
+    found = task(batch)
+    assert all(value.isfinite().all() for value in found.values())
     found["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.student.parameters())
     ordinary = task_of(configure(teacher, data))
@@ -120,7 +125,7 @@ def test_with_zero_terminal_snr_the_teacher_is_asked_where_it_knows_the_noise(te
 
 
 def test_min_snr_with_zero_terminal_snr_leaves_the_last_step_some_weight() -> None:
-    weights = distill.step_weights(Schedule(prediction="v", zero_terminal_snr=True), 5.0)
+    weights = step_weights(Schedule(prediction="v", zero_terminal_snr=True), 5.0)
     alpha = Schedule().alphas_cumprod[-1].item()
     assert weights[-1].item() == pytest.approx(alpha / (1 - alpha) / (1 + alpha / (1 - alpha)), rel=1e-4)
     assert weights.isfinite().all() and (weights > 0).all()
@@ -151,10 +156,9 @@ def test_a_run_with_an_option_makes_a_student_that_samples(
     assert images.isfinite().all() and images.std() > 0
 
 
-def test_rows_add_up_to_the_losses(teacher: Path, data: DataConfig) -> None:
+def test_rows_add_up_to_the_losses(teacher: Path, data: DataConfig, batch: Batch) -> None:
     task = task_of(configure(teacher, data))
-    task.detailed = True
-    found, (error, t) = losses_of(task), errors_of(task)
+    found, (error, t) = task(batch), errors_of(task, batch)
     for name in ("ddpm", "spatial", "frequency"):
         rows = torch.stack([found[f"{name}/t{index}"] for index in range(BINS)])
         assert rows[:, 1].tolist() == [((t * BINS) // 1000 == index).sum() for index in range(BINS)]
@@ -175,26 +179,24 @@ def test_rows_add_up_to_the_losses(teacher: Path, data: DataConfig) -> None:
     [(LossConfig(0, 0), {"ddpm"}), (LossConfig(0.1, 0), {"ddpm"}), (LossConfig(), {"ddpm", "spatial", "frequency"})],
     ids=["plain", "spatial", "all"],
 )
-def test_rows_are_there_on_demand_and_where_there_is_a_spectrum(
-    loss: LossConfig, names: set[str], teacher: Path, data: DataConfig
+def test_shares_of_the_high_band_are_there_where_there_is_a_spectrum(
+    loss: LossConfig, names: set[str], teacher: Path, data: DataConfig, batch: Batch
 ) -> None:
     task = task_of(configure(teacher, data, loss=loss))
-    assert not any("/" in name for name in losses_of(task))
-    task.detailed = True
-    found = losses_of(task)
+    found = task(batch)
     assert {name.split("/")[0] for name in found if "/high" in name} == names
     assert all(value.shape == ((2,) if "/" in name else ()) for name, value in found.items())
 
 
-def test_the_teacher_is_asked_in_inference_mode_and_costs_no_gradient(teacher: Path, data: DataConfig) -> None:
+def test_the_teacher_is_asked_in_inference_mode_and_costs_no_gradient(
+    teacher: Path, data: DataConfig, batch: Batch
+) -> None:
     task = task_of(configure(teacher, data))
     known: dict[Tap, Tensor] = {}
-    with torch.no_grad():
-        context = task.conditions.context(task._frozen[1], BATCH)
-    x = torch.randn(4, 4, 8, 8)
-    said = task.ask(x, torch.tensor([1, 2, 3, 4]), context, known)
+    x_0, t, _, x, context = task.inputs(batch)
+    said = task.ask(x, t, context, known)
     assert said.is_inference() and all(feature.is_inference() for feature in known.values())
-    gap = task.distillation(task.x_0[BATCH], [Pair(torch.zeros_like(x).requires_grad_(), said)])
+    gap = task.distillation(x_0, [Pair(torch.zeros_like(x).requires_grad_(), said)])
     (gap.spatial + gap.frequency).sum().backward()
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import cli, emoji
-from spectral_diffusion.training.images import DataConfig, load
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.data.dataset import open_images
 
 
 def entry(code: str, caption: str, group: str = "food-drink", skintone: str = "") -> dict[str, Any]:
@@ -77,10 +78,11 @@ def test_pictures_meet_their_names_and_the_rest_is_left_out(tmp_path: Path) -> N
     out = tmp_path / "new" / "emoji.tar"
     counts = emoji.build(out, 16, pictures, names)
     assert counts == {"images": 2, "groups": 1, "bytes": out.stat().st_size, "path": str(out)}
-    data = load(DataConfig(str(out), size=16))
-    assert data.captions == ("lemon", "red apple") and data.subgroups == ("food-fruit", "food-fruit")
-    assert data.images[1, :, 8, 8].tolist() == [200, 0, 0]
-    assert (data.images[0] == 255).all()  # clear over white
+    data = open_images(DataConfig(str(out), size=16))
+    assert list(data.captions) == ["lemon", "red apple"] and list(data.subgroups) == ["food-fruit", "food-fruit"]
+    images = data.preview_samples(2)["image"]
+    assert images[1, :, 8, 8].tolist() == [200, 0, 0]
+    assert (images[0] == 255).all()  # clear over white
     assert [file.name for file in out.parent.iterdir()] == ["emoji.tar"]
 
 

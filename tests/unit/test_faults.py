@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training import loop
 from spectral_diffusion.training.data.batches import Batch
+from spectral_diffusion.training.loop.fit import fit
 
 from . import tiny, toy
 
@@ -88,7 +88,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(kills: int
     assert ended.returncode == 0, ended.stderr
     asked = toy.config(tmp_path / "whole", **toy.LONG)
     task = toy.Toy()
-    loop.fit(task, toy.data(asked), asked, toy.no_preview)
+    fit(task, toy.Numbers(), asked, toy.no_preview)
     states = [
         torch.load(tmp_path / name / "checkpoints" / "00000300.pt", weights_only=True) for name in ("run", "whole")
     ]
@@ -130,14 +130,14 @@ def test_steps_without_a_number_are_skipped_and_counted(tmp_path: Path) -> None:
     """A stop in between does not forget them; batches have 4 samples, so these are of steps 2, 4 and 11."""
     task = Ill({5, 15, 42})
     asked = toy.config(tmp_path, steps=20, log_every=1, max_skipped=3)
-    last = loop.fit(task, toy.data(asked), asked, toy.no_preview)
+    last = fit(task, toy.Numbers(), asked, toy.no_preview)
     assert last["skipped"] == 3 and all(parameter.isfinite().all() for parameter in task.parameters())
     assert lines(tmp_path) == 20
     more = toy.config(tmp_path, steps=24, log_every=1, max_skipped=3)
     with pytest.raises(
         SpectralError, match="not finite in 4 steps, the last of them step 22, more than run.max_skipped"
     ):
-        loop.fit(Ill({85}), toy.data(more), more, toy.no_preview)
+        fit(Ill({85}), toy.Numbers(), more, toy.no_preview)
     (left,) = tmp_path.glob("not-finite-*.pt")
     content = torch.load(left, weights_only=True)
     assert content["step"] == 22 and 85 in content["batches"][0]["batch"]["ordinal"]
@@ -151,13 +151,13 @@ def test_a_full_disk_leaves_the_checkpoints_that_there_are(tmp_path: Path) -> No
     assert "00000030.pt could not be written (file too large); the checkpoint of step 20 is whole." in said
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000010.pt", "00000020.pt"]
     asked = toy.config(tmp_path / "run")
-    loop.fit(toy.Toy(), toy.data(asked), asked, toy.no_preview)
+    fit(toy.Toy(), toy.Numbers(), asked, toy.no_preview)
 
 
 def launched(folder: Path, launch: list[str], out: str, steps: int) -> int:
     """The distillation in `folder` with that many steps, by a launcher; how many processes it had."""
     program = ["-m", "spectral_diffusion.training.distill", "--config", "config.yaml"]
-    options = ["--run.out", out, "--run.steps", str(steps), "--loss.taps.normalize", "false"]
+    options = ["--run.out", out, "--run.steps", str(steps)]
     command = [sys.executable, "-m", *launch, *program, *options]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

@@ -15,8 +15,10 @@ from spectral_diffusion.spectral.conditioning import build
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.ldm_text import LdmTextEncoder
-from spectral_diffusion.training.images import ImageSet
-from spectral_diffusion.training.tokens import Conditions, tokens_of
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.data.contexts import Contexts
+from spectral_diffusion.training.data.dataset import open_data
+from spectral_diffusion.training.tokens import tokens_of
 from spectral_diffusion.training.wordpiece import ADVICE
 
 from . import tiny
@@ -195,9 +197,10 @@ def test_a_vocabulary_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_captions_become_contexts(tmp_path: Path) -> None:
-    data = ImageSet(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), ("a red apple", "apples!"), ("",) * 2)
-    conditions, encoder = Conditions(SMALL, data, vocabulary=written(tmp_path)), small_encoder()
-    found, null = conditions.context(encoder, torch.tensor([1])), conditions.unconditional(encoder)
+    data = open_data(DataConfig(str(tiny.pictures(tmp_path / "pictures", 1))))
+    contexts, encoder = Contexts(SMALL, data, vocabulary=written(tmp_path)), small_encoder()
+    found = contexts.context(encoder, {"caption": ["apples!"]}, torch.ones(1))
+    null = contexts.unconditional(encoder)
     assert found is not None and null is not None
     torch.testing.assert_close(found, encoder(torch.tensor([[2, 6, 8, 12, 3, 0, 0, 0, 0]])))
     torch.testing.assert_close(null, encoder(torch.tensor([[2, 3, 0, 0, 0, 0, 0, 0, 0]])))

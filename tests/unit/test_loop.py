@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training import loop
-from spectral_diffusion.training.data.batches import ShuffledIndices
-from spectral_diffusion.training.ema import EMA
+from spectral_diffusion.training.loop.ema import EMA
+from spectral_diffusion.training.loop.fit import fit
+from spectral_diffusion.training.loop.optimizer import set_learning_rate
 
 from . import toy
-from .toy import Toy, config, data, no_preview
+from .toy import Numbers, Toy, config, no_preview
 
 State = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ def run(out: Path, preview: Any = no_preview, width: int = 8, **settings: Any) -
     """A finished run: its weights, and what `fit` returned."""
     task = Toy(width)
     asked = config(out, **settings)
-    statistics = loop.fit(task, data(asked), asked, preview)
+    statistics = fit(task, Numbers(), asked, preview)
     return task.state_dict(), statistics
 
 
@@ -89,7 +89,7 @@ def test_learning_rates_rise_and_fall_as_configured(decay: Any, tmp_path: Path) 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
 
     def rate(step: int) -> float:
-        loop.set_learning_rate(optimizer, settings, step)
+        set_learning_rate(optimizer, settings, step)
         return float(optimizer.param_groups[0]["lr"])
 
     assert [rate(step) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
@@ -131,7 +131,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(where: str, tmp_path: Path) -
 def test_a_finished_run_runs_no_further(tmp_path: Path) -> None:
     weights, statistics = run(tmp_path)
     again = Toy()
-    assert loop.fit(again, data(config(tmp_path)), config(tmp_path), no_preview) == statistics
+    assert fit(again, Numbers(), config(tmp_path), no_preview) == statistics
     assert again.seen == []
     assert_same(again.state_dict(), weights)
 
@@ -179,7 +179,7 @@ def test_statistics_are_means_since_the_last_line(tmp_path: Path) -> None:
 def test_every_batch_has_its_size_and_every_item_its_turn(tmp_path: Path) -> None:
     task = Toy()
     asked = config(tmp_path, steps=10, batch_size=3)
-    loop.fit(task, data(asked), asked, no_preview)
+    fit(task, Numbers(), asked, no_preview)
     assert {len(batch) for batch in task.seen} == {3}
     order = [index for batch in task.seen for index in batch]
     assert all(sorted(order[start : start + 10]) == list(range(10)) for start in (0, 10, 20))
@@ -214,34 +214,3 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, int], says: str
     with pytest.raises(SpectralError, match=f"run.{says} is 0"):
         run(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("length", "batch"), [(10, 3), (10, 10), (4, 9), (7, 1)])
-def test_every_epoch_is_a_permutation(length: int, batch: int) -> None:
-    batches = ShuffledIndices(length, batch, seed=3).batches(0, 0, 1)
-    order = [index for _ in range(5 * length) for index in next(batches)["index"].tolist()]
-    epochs = [order[start : start + length] for start in range(0, 4 * length, length)]
-    assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
-    assert length < 7 or epochs[0] != epochs[1]
-
-
-@pytest.mark.parametrize("start", [1, 2, 5, 33])
-@pytest.mark.parametrize(("length", "batch"), [(10, 3), (10, 5), (4, 9)])
-def test_a_later_start_skips_that_many_batches(length: int, batch: int, start: int) -> None:
-    data = ShuffledIndices(length, batch, 3)
-    whole, later = data.batches(0, 0, 1), data.batches(start, 0, 1)
-    for _ in range(start):
-        next(whole)
-    for _ in range(12):
-        first, second = next(later), next(whole)
-        assert all(torch.equal(first[name], second[name]) for name in ("index", "ordinal"))
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_what_one_would_see(world: int) -> None:
-    data = ShuffledIndices(10, 12, 3)
-    one, several = data.batches(2, 0, 1), [data.batches(2, rank, world) for rank in range(world)]
-    for _ in range(9):
-        whole, parts = next(one), [next(each) for each in several]
-        for name in ("index", "ordinal"):
-            assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))

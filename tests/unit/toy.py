@@ -17,8 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_diffusion.training import cli, loop
-from spectral_diffusion.training.data.batches import Batch, ShuffledIndices
+from spectral_diffusion.training import cli
+from spectral_diffusion.training.data.batches import Batch, Loaded, MapData
+from spectral_diffusion.training.data.config import DataConfig
+from spectral_diffusion.training.data.order import Plan
+from spectral_diffusion.training.loop.config import RunConfig
+from spectral_diffusion.training.loop.fit import fit
 from spectral_diffusion.training.loop.randomness import SampleRandom
 
 
@@ -44,16 +48,27 @@ class Toy(nn.Module):
         return {"loss": loss, "rms": loss.detach().sqrt()}
 
 
-def config(out: Path, **settings: Any) -> loop.RunConfig:
+def config(out: Path, **settings: Any) -> RunConfig:
     """Sixty steps; checkpoints every 10, previews every 15, statistics every 5."""
     usual = {"steps": 60, "batch_size": 4, "lr": 0.01, "warmup": 5, "ema": 0.9}
     often = {"log_every": 5, "preview_every": 15, "checkpoint_every": 10}
-    return loop.RunConfig(out, **{**usual, **often, **settings})
+    return RunConfig(out, **{**usual, **often, **settings})
 
 
-def data(run: loop.RunConfig, length: int = 10) -> ShuffledIndices:
-    """Ten samples of which only the number matters."""
-    return ShuffledIndices(length, run.batch_size, run.seed)
+class Numbers(MapData):
+    """Samples of which only the number matters."""
+
+    in_memory = True
+    sha256 = ""
+
+    def __init__(self, length: int = 10) -> None:
+        super().__init__(DataConfig(), "numbers", [""] * length, [""] * length)
+
+    def load(self, plan: Plan, seed: int, mirrored: bool = True) -> Loaded:
+        return Loaded({"index": torch.tensor([index for _, index in plan.items])}, [])
+
+    def preview_samples(self, count: int) -> Batch:
+        return {"index": torch.arange(count)}
 
 
 def no_preview(path: Path) -> None:
@@ -87,8 +102,7 @@ def main(out: Path, where: str) -> None:
 
     if where == "checkpoint":
         torch.save = save_half
-    asked = config(out, **(LONG if where == "long" else {}))
-    loop.fit(Toy(), data(asked), asked, preview)
+    fit(Toy(), Numbers(), config(out, **(LONG if where == "long" else {})), preview)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,6 +172,19 @@ def _leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Within the block those two signals wait; on systems without masks they do not."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Batches(Iterator[Batch]):
     """Batches without end. `waited` is how many seconds were spent waiting for them in all.
 
@@ -195,7 +209,8 @@ class Batches(Iterator[Batch]):
         self.data, self.log, self.seen, self.stride, self.waited = data, log, seen, stride, 0.0
         self._ordinals = ordinals
         self._asked = 0.0
-        self._loaded = iter(loader)
+        with _signals_blocked():  # which workers inherit, from their first moment on
+            self._loaded = iter(loader)
         _OPEN.add(self)
 
     def __next__(self) -> Batch:

@@ -8,6 +8,7 @@ trains is its parameters; what it only looks at, it keeps out of them. A *batch*
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -80,17 +81,28 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
                             ema.update()
                     optimizer.zero_grad()
             progress.step(step + 1, due(step + 1, run.log_every, run.steps))
-            if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
-                with ema.applied(), keep_rng(run.seed):
-                    preview(run.out / "previews" / f"{step + 1:06d}.png")
             stopping = _agreed(accelerator, stop_asked()) and step + 1 < run.steps
-            if stopping or due(step + 1, run.checkpoint_every or run.steps, run.steps):
-                snapshots.save(accelerator, run.out, run.keep, step + 1, task, ema, inner, guard.skipped)
+            with progress.paused():
+                if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
+                    with ema.applied(), keep_rng(run.seed), _forgiving(step + 1):
+                        preview(run.out / "previews" / f"{step + 1:06d}.png")
+                if stopping or due(step + 1, run.checkpoint_every or run.steps, run.steps):
+                    snapshots.save(accelerator, run.out, run.keep, step + 1, task, ema, inner, guard.skipped)
             if stopping:
                 raise StoppedRun(step + 1, run.steps)
+    guard.finish()
     accelerator.end_training()
     ema.keep()
     return progress.last
+
+
+@contextmanager
+def _forgiving(step: int) -> Iterator[None]:
+    """A preview that cannot be drawn, as of weights that are noise still, does not end a run."""
+    try:
+        yield
+    except SpectralError as error:
+        print(f"Note: there is no preview of step {step}. {error}", file=sys.stderr)
 
 
 def _accelerator(run: RunConfig) -> Accelerator:

@@ -14,6 +14,8 @@ from .progress import Progress
 
 #: Overflows in a row that fp16's loss scale may need to come down from where it started.
 MOST_OVERFLOWS = 60
+#: Steps in a row that are no accident any more.
+HOPELESS = 2
 
 
 class Guard:
@@ -27,7 +29,7 @@ class Guard:
 
     def __init__(self, accelerator: Accelerator, out: Path, limit: int, skipped: int) -> None:
         self.accelerator, self.out, self.limit, self.skipped = accelerator, out, limit, skipped
-        self.overflows = 0
+        self.overflows = self.in_a_row = 0
         self.seen: list[tuple[Batch, dict[str, Tensor], float]] = []
 
     def add(self, batch: Batch, losses: dict[str, Tensor], waited: float) -> None:
@@ -42,7 +44,7 @@ class Guard:
         """
         seen, self.seen = self.seen, []
         if torch.isfinite(norm):
-            self.overflows = 0
+            self.overflows = self.in_a_row = 0
             for _, losses, waited in seen:
                 progress.add(losses, waited)
             return True
@@ -54,6 +56,7 @@ class Guard:
                 )
             return False
         self.skipped += 1
+        self.in_a_row += 1
         progress.skipped = self.skipped
         if self.skipped > self.limit:
             place = self._leave(step, seen)
@@ -62,6 +65,14 @@ class Guard:
                 f"more than run.max_skipped; its batch is in {place}. Lower run.lr, or look for damaged data there."
             )
         return False
+
+    def finish(self) -> None:
+        """At the end of a run: raise SpectralError where the weights give no finite loss any more."""
+        if self.in_a_row >= HOPELESS:
+            raise SpectralError(
+                f"The loss or its gradient was not finite in the last {self.in_a_row} steps, so the weights are of no "
+                "use; start anew with a lower run.lr."
+            )
 
     def _losses_are_finite(self, seen: list[tuple[Batch, dict[str, Tensor], float]]) -> bool:
         own = torch.stack([losses["loss"].detach().isfinite() for _, losses, _ in seen]).all()

@@ -6,7 +6,8 @@ import json
 import math
 import resource
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,15 @@ class Progress:
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair.clone()
         self.batches += 1
         self.wait += waited
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block the time does not count: of previews and checkpoints."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.since += time.perf_counter() - began
 
     def step(self, step: int, due: bool) -> None:
         """Count an optimizer step; write a line where one is due. All processes call it."""
