@@ -38,6 +38,7 @@ COMMANDS = {
     "distill": Command("distill", "distil a wavelet-gated student from a teacher"),
     "sample": Command("sample", "make images with a checkpoint"),
     "spectrum": Command("spectrum", "power spectra of images, and comparisons of two sets"),
+    "bench": Command("benchmark", "how fast the kit is, as ratios of times taken side by side"),
     "inspect": Command("inspect", "what a checkpoint, preset or teacher is"),
     "convert": Command("convert", "write a checkpoint in another layout: this project's, LDM's, or diffusers'"),
 }

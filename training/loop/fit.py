@@ -47,53 +47,81 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
             the loss diverges.
         StoppedRun: a signal asked for the end; a checkpoint of the step that was done then is in the folder.
     """
-    accelerator = _accelerator(run)
-    task.to(accelerator.device)
-    inner = make_optimizer(run, task)
-    prepared, optimizer = accelerator.prepare(task, inner)
-    ema = EMA(task, run.ema)
-    start, skipped = snapshots.restore(accelerator, run.out, task, ema, inner)
-    guard = Guard(accelerator, run.out, run.max_skipped, skipped)
+    trainer = Trainer(task, run)
+    accelerator = trainer.accelerator
+    start = trainer.restore()
     accelerator.init_trackers("spectral-diffusion", init_kwargs={"tensorboard": {"purge_step": start + 1}})
-    if run.compile:
-        task.compile()
     with (
         stoppable() as stop_asked,
         closing(Progress(run, start, accelerator)) as progress,
-        closing(_feed(data, run, start, accelerator)) as feed,
+        closing(trainer.feed(data, start)) as feed,
     ):
         for step in range(start, run.steps):
-            set_learning_rate(optimizer, run, step)
-            for _ in range(run.accumulate):
-                began = time.perf_counter()
-                batch = next(feed)
-                waited = time.perf_counter() - began
-                with accelerator.accumulate(prepared):
-                    losses = prepared(batch)
-                    accelerator.backward(losses["loss"])
-                    guard.add(batch, losses, waited)
-                    if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(prepared.parameters(), run.clip)
-                        accepted = guard.accepts(step, norm, progress)
-                        if accepted or accelerator.scaler is not None:  # which then leaves the weights, and scales down
-                            optimizer.step()
-                        if accepted:
-                            ema.update()
-                    optimizer.zero_grad()
+            trainer.step(step, feed, progress)
             progress.step(step + 1, due(step + 1, run.log_every, run.steps))
             stopping = _agreed(accelerator, stop_asked()) and step + 1 < run.steps
             with progress.paused():
                 if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
-                    with ema.applied(), keep_rng(run.seed), _forgiving(step + 1):
+                    with trainer.ema.applied(), keep_rng(run.seed), _forgiving(step + 1):
                         preview(run.out / "previews" / f"{step + 1:06d}.png")
                 if stopping or due(step + 1, run.checkpoint_every or run.steps, run.steps):
-                    snapshots.save(accelerator, run.out, run.keep, step + 1, task, ema, inner, guard.skipped)
+                    trainer.save(step + 1)
             if stopping:
                 raise StoppedRun(step + 1, run.steps)
-    guard.finish()
+    trainer.guard.finish()
     accelerator.end_training()
-    ema.keep()
+    trainer.ema.keep()
     return progress.last
+
+
+class Trainer:
+    """What learns in a run: the task on its device or devices, its optimizer, its average, its guard."""
+
+    def __init__(self, task: nn.Module, run: RunConfig) -> None:
+        self.task, self.run, self.accelerator = task, run, _accelerator(run)
+        task.to(self.accelerator.device)
+        self._inner = make_optimizer(run, task)
+        self.prepared, self.optimizer = self.accelerator.prepare(task, self._inner)
+        self.ema = EMA(task, run.ema)
+        self.guard = Guard(self.accelerator, run.out, run.max_skipped)
+        if run.compile:
+            task.compile()
+
+    def restore(self) -> int:
+        """Go on from the folder's last checkpoint, if there is one: the steps that it had done."""
+        start, self.guard.skipped = snapshots.restore(self.accelerator, self.run.out, self.task, self.ema, self._inner)
+        return start
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint of so many steps; all processes call it."""
+        run = self.run
+        snapshots.save(self.accelerator, run.out, run.keep, done, self.task, self.ema, self._inner, self.guard.skipped)
+
+    def feed(self, data: Data, start: int) -> Batches:
+        """This process's part of every batch from the first of step `start` on."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        size, used = self.run.batch_size // world, start * self.run.accumulate
+        return batches(data, size, seed=self.run.seed, start=used, rank=rank, world=world, folder=self.run.out)
+
+    def step(self, step: int, feed: Batches, progress: Progress) -> None:
+        """One optimizer step, of `run.accumulate` batches."""
+        set_learning_rate(self.optimizer, self.run, step)
+        for _ in range(self.run.accumulate):
+            began = time.perf_counter()
+            batch = next(feed)
+            waited = time.perf_counter() - began
+            with self.accelerator.accumulate(self.prepared):
+                losses = self.prepared(batch)
+                self.accelerator.backward(losses["loss"])
+                self.guard.add(batch, losses, waited)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.run.clip)
+                    accepted = self.guard.accepts(step, norm, progress)
+                    if accepted or self.accelerator.scaler is not None:  # it leaves the weights then, and scales down
+                        self.optimizer.step()
+                    if accepted:
+                        self.ema.update()
+                self.optimizer.zero_grad()
 
 
 @contextmanager
@@ -125,13 +153,6 @@ def _accelerator(run: RunConfig) -> Accelerator:
             raise SpectralError(f"run.trackers names {name}, which is not installed here; install it, or leave it out.")
     set_seed(run.seed)
     return accelerator
-
-
-def _feed(data: Data, run: RunConfig, start: int, accelerator: Accelerator) -> Batches:
-    """This process's part of every batch from the first of step `start` on."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    size, used = run.batch_size // world, start * run.accumulate
-    return batches(data, size, seed=run.seed, start=used, rank=rank, world=world, folder=run.out)
 
 
 def _agreed(accelerator: Accelerator, asked: bool) -> bool:

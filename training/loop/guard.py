@@ -23,13 +23,12 @@ class Guard:
 
     Args:
         out: the run's folder, where the batch that ended a run is left.
-        limit: steps that may be skipped in all.
-        skipped: so many were before this process started.
+        limit: steps that may be skipped in all; `skipped` of them were.
     """
 
-    def __init__(self, accelerator: Accelerator, out: Path, limit: int, skipped: int) -> None:
-        self.accelerator, self.out, self.limit, self.skipped = accelerator, out, limit, skipped
-        self.overflows = self.in_a_row = 0
+    def __init__(self, accelerator: Accelerator, out: Path, limit: int) -> None:
+        self.accelerator, self.out, self.limit = accelerator, out, limit
+        self.skipped = self.in_a_row = self.overflows = 0
         self.seen: list[tuple[Batch, dict[str, Tensor], float]] = []
 
     def add(self, batch: Batch, losses: dict[str, Tensor], waited: float) -> None:
