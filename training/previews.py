@@ -15,6 +15,7 @@ from . import figures
 from .data.batches import Batch, Data
 from .data.contexts import Contexts
 from .data.latents import latents_of
+from .processes import is_main
 from .sample import sample
 
 COLUMNS, STEPS = 12, 25
@@ -39,7 +40,7 @@ class Preview:
     contexts: Contexts
 
     def __call__(self, path: Path) -> None:
-        """Write the grid to `path`, and the spectra beside it, NAME-spectra.png."""
+        """Write the grid to `path`, and the spectra beside it, NAME-spectra.png; of several processes, the main one."""
         batch = self.data.preview_samples(COLUMNS)
         rows = {"data": pictures_of(batch, self.first_stage)}
         rows[self.about.kind] = sample(
@@ -51,6 +52,8 @@ class Preview:
             steps=min(STEPS, self.about.schedule.steps),
             vocabulary=self.contexts.vocabulary,
         )
+        if not is_main():
+            return
         figures.save_grid(rows, path)
         spectra = {name: radial_spectrum(images) for name, images in rows.items()}
         figures.plot_radial_spectra(spectra, path.with_name(f"{path.stem}-spectra.png"))

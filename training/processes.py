@@ -14,9 +14,16 @@ def processes() -> PartialState:
 
     On a machine without an accelerator they talk over gloo; accelerate by itself would take each for the only one.
     """
+    if by_deepspeed():
+        return PartialState()
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.accelerator.is_available())
     return PartialState(cpu=cpu)
+
+
+def by_deepspeed() -> bool:
+    """Whether `accelerate launch` was told to use DeepSpeed."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"))
 
 
 def device() -> torch.device:

@@ -106,7 +106,8 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
         with torch.no_grad():
             decoded = task.first_stage.decode(task.first_stage.encode(image))
         rows = {"data": image, "autoencoder": decoded}
-        figures.save_grid({name: (row.clamp(-1, 1) + 1) / 2 for name, row in rows.items()}, path)
+        if is_main():
+            figures.save_grid({name: (row.clamp(-1, 1) + 1) / 2 for name, row in rows.items()}, path)
 
     statistics = fit(task, data, config.run, preview)
     first_stage = task.first_stage.eval()

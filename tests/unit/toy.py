@@ -43,9 +43,19 @@ class Toy(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         self.seen.append(batch["index"].tolist())
         x = self.get_buffer("data")[batch["index"]]
-        noise = SampleRandom(0, batch["ordinal"]).normal((4,)) + 0.1 * torch.randn(())
+        noise = SampleRandom(0, batch["ordinal"]).normal((4,)) + self.library()
         loss = (self.layers(x + noise) - x).square().mean()
         return {"loss": loss, "rms": loss.detach().sqrt()}
+
+    def library(self) -> Tensor:
+        return 0.1 * torch.randn(())
+
+
+class Quiet(Toy):
+    """Without the library, so that processes which take a run over from others learn the same."""
+
+    def library(self) -> Tensor:
+        return torch.zeros(())
 
 
 def config(out: Path, **settings: Any) -> RunConfig:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .sharding import cut, local, whole
+
 
 class EMA:
     """Exponential moving average of a module's trainable parameters, decay min(d, (1 + n) / (10 + n)) at update n."""
@@ -21,26 +23,29 @@ class EMA:
     def update(self) -> None:
         """Count the weights as they are now."""
         weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], weight)
+        torch._foreach_lerp_(local(self.average), local(self.parameters), weight)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the module carries its averaged weights."""
-        trained = [p.detach().clone() for p in self.parameters]
-        torch._foreach_copy_([p.data for p in self.parameters], self.average)
+        trained = [p.clone() for p in local(self.parameters)]
+        torch._foreach_copy_(local(self.parameters), local(self.average))
         try:
             yield
         finally:
-            torch._foreach_copy_([p.data for p in self.parameters], trained)
+            torch._foreach_copy_(local(self.parameters), trained)
 
     def keep(self) -> None:
         """Give the module its averaged weights for good."""
-        torch._foreach_copy_([p.data for p in self.parameters], self.average)
+        torch._foreach_copy_(local(self.parameters), local(self.average))
 
     def state(self) -> dict[str, Any]:
-        return {"average": self.average, "updates": self.updates}
+        """For a checkpoint; all processes call it."""
+        return {"average": [whole(average) for average in self.average], "updates": self.updates}
 
     def restore(self, state: dict[str, Any]) -> None:
-        torch._foreach_copy_(self.average, state["average"])
+        """Go on from `state`."""
+        given = [cut(saved, own) for saved, own in zip(state["average"], self.average, strict=True)]
+        torch._foreach_copy_(local(self.average), local(given))
         self.updates = state["updates"]

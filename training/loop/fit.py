@@ -11,23 +11,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType, ProjectConfiguration, set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from ...spectral.errors import SpectralError
 from ..data.batches import Batches, Data, batches
-from ..processes import processes
-from . import snapshots
+from ..processes import by_deepspeed, processes
+from . import snapshots, zero
 from .config import RunConfig
 from .ema import EMA
 from .guard import Guard
-from .optimizer import make_optimizer, set_learning_rate
+from .optimizer import WholeOptimizer, make_optimizer, set_learning_rate
 from .progress import Progress
+from .sharding import gather_, is_sharded, whole
 from .stopping import StoppedRun, stoppable
 
 
@@ -37,7 +39,8 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
     Args:
         task: `task(batch)` → {"loss": scalar, …}; its parameters are trained in place.
         data: what it is trained on.
-        preview: draws pictures of the current (averaged) weights into the path that it is given.
+        preview: draws pictures of the current (averaged) weights; in the main process it leaves them in the path that
+            it is given. The others call it only where the weights are cut into shards.
 
     Returns:
         The last logged statistics.
@@ -61,7 +64,7 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
             progress.step(step + 1, due(step + 1, run.log_every, run.steps))
             stopping = _agreed(accelerator, stop_asked()) and step + 1 < run.steps
             with progress.paused():
-                if accelerator.is_main_process and due(step + 1, run.preview_every, run.steps):
+                if trainer.draws and due(step + 1, run.preview_every, run.steps):
                     with trainer.ema.applied(), keep_rng(run.seed), _forgiving(step + 1):
                         preview(run.out / "previews" / f"{step + 1:06d}.png")
                 if stopping or due(step + 1, run.checkpoint_every or run.steps, run.steps):
@@ -69,8 +72,9 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
             if stopping:
                 raise StoppedRun(step + 1, run.steps)
     trainer.guard.finish()
-    accelerator.end_training()
     trainer.ema.keep()
+    gather_(task)
+    accelerator.end_training()
     return progress.last
 
 
@@ -80,22 +84,33 @@ class Trainer:
     def __init__(self, task: nn.Module, run: RunConfig) -> None:
         self.task, self.run, self.accelerator = task, run, _accelerator(run)
         task.to(self.accelerator.device)
-        self._inner = make_optimizer(run, task)
-        self.prepared, self.optimizer = self.accelerator.prepare(task, self._inner)
+        zero.configure(self.accelerator, run)
+        inner = make_optimizer(run, task)
+        self.prepared, self.optimizer = self.accelerator.prepare(task, inner)
+        self._whole_optimizer = WholeOptimizer(self.accelerator, inner, self.optimizer, task)
         self.ema = EMA(task, run.ema)
         self.guard = Guard(self.accelerator, run.out, run.max_skipped)
         if run.compile:
             task.compile()
 
+    @property
+    def draws(self) -> bool:
+        """Whether previews are this process's business too: the main one's, or everybody's, where weights are cut."""
+        return bool(self.accelerator.is_main_process) or is_sharded(self.task)
+
     def restore(self) -> int:
         """Go on from the folder's last checkpoint, if there is one: the steps that it had done."""
-        start, self.guard.skipped = snapshots.restore(self.accelerator, self.run.out, self.task, self.ema, self._inner)
+        start, self.guard.skipped = snapshots.restore(
+            self.accelerator, self.run.out, self.task, self.ema, self._whole_optimizer
+        )
         return start
 
     def save(self, done: int) -> None:
         """Write a checkpoint of so many steps; all processes call it."""
         run = self.run
-        snapshots.save(self.accelerator, run.out, run.keep, done, self.task, self.ema, self._inner, self.guard.skipped)
+        snapshots.save(
+            self.accelerator, run.out, run.keep, done, self.task, self.ema, self._whole_optimizer, self.guard.skipped
+        )
 
     def feed(self, data: Data, start: int) -> Batches:
         """This process's part of every batch from the first of step `start` on."""
@@ -111,17 +126,28 @@ class Trainer:
             batch = next(feed)
             waited = time.perf_counter() - began
             with self.accelerator.accumulate(self.prepared):
-                losses = self.prepared(batch)
+                with self._autocast():
+                    losses = self.prepared(batch)
                 self.accelerator.backward(losses["loss"])
                 self.guard.add(batch, losses, waited)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.run.clip)
+                    norm = self._clipped_norm()
                     accepted = self.guard.accepts(step, norm, progress)
                     if accepted or self.accelerator.scaler is not None:  # it leaves the weights then, and scales down
                         self.optimizer.step()
                     if accepted:
                         self.ema.update()
                 self.optimizer.zero_grad()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """bf16 under DeepSpeed, whose own way would keep the weights themselves in it."""
+        lower = zero.is_used(self.accelerator) and self.run.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16) if lower else nullcontext()
+
+    def _clipped_norm(self) -> Tensor:
+        """Of the gradients of all processes, before they were clipped to `run.clip`."""
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.run.clip)
+        return whole(torch.as_tensor(norm))
 
 
 @contextmanager
@@ -142,8 +168,8 @@ def _accelerator(run: RunConfig) -> Accelerator:
             f"run.batch_size is {run.batch_size}, for {state.num_processes} processes; expected a multiple of that."
         )
     accelerator = Accelerator(
-        cpu=state.device.type == "cpu",
-        mixed_precision=run.precision,
+        cpu=state.device.type == "cpu" and not by_deepspeed(),
+        mixed_precision="no" if by_deepspeed() else run.precision,
         gradient_accumulation_steps=run.accumulate,
         log_with=list(run.trackers),
         project_config=folders,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...spectral.errors import SpectralError
 from ..data.batches import Batch
+from . import zero
 from .progress import Progress
 
 #: Overflows in a row that fp16's loss scale may need to come down from where it started.
@@ -47,6 +48,11 @@ class Guard:
             for _, losses, waited in seen:
                 progress.add(losses, waited)
             return True
+        if zero.is_used(self.accelerator):
+            raise SpectralError(
+                f"The loss or its gradient was not finite at step {step + 1}, and DeepSpeed has applied it; the "
+                "same command goes on from the last checkpoint. Lower run.lr if it comes again."
+            )
         if self.accelerator.scaler is not None and self._losses_are_finite(seen):
             self.overflows += 1
             if self.overflows > MOST_OVERFLOWS:

@@ -17,6 +17,8 @@ from torch import nn
 
 from ...spectral.errors import SpectralError
 from .ema import EMA
+from .optimizer import WholeOptimizer
+from .sharding import load_whole_state, whole_state
 
 FOLDER = "checkpoints"
 _ENTRIES = {"step", "task", "ema", "optimizer", "scaler", "skipped", "rng"}
@@ -34,7 +36,7 @@ def save(
     step: int,
     task: nn.Module,
     ema: EMA,
-    optimizer: torch.optim.Optimizer,
+    optimizer: WholeOptimizer,
     skipped: int,
 ) -> None:
     """Write a checkpoint beside its place, flush it to disk, move it there; then drop the oldest.
@@ -44,20 +46,19 @@ def save(
     Raises:
         SpectralError: the weights are not finite, or it cannot be written; the checkpoints before it are as they were.
     """
-    states = gather_object([_random_state()])
-    if not accelerator.is_main_process:
-        return
-    if not all(bool(torch.isfinite(p).all()) for p in ema.parameters):
-        raise SpectralError(f"The weights are not finite at step {step}; start anew with a lower run.lr.")
     state = {
         "step": step,
-        "task": task.state_dict(),
+        "task": whole_state(task),
         "ema": ema.state(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer.state(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
         "skipped": skipped,
-        "rng": states,
+        "rng": gather_object([_random_state()]),
     }
+    if not all(bool(tensor.isfinite().all()) for tensor in state["task"].values()):
+        raise SpectralError(f"The weights are not finite at step {step}; start anew with a lower run.lr.")
+    if not accelerator.is_main_process:
+        return
     _write(out / FOLDER, f"{step:08d}.pt", state)
     for old in saved(out)[:-keep]:
         old.unlink()
@@ -103,7 +104,7 @@ def _flush(folder: Path) -> None:
 
 
 def restore(
-    accelerator: Accelerator, out: Path, task: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator, out: Path, task: nn.Module, ema: EMA, optimizer: WholeOptimizer
 ) -> tuple[int, int]:
     """Load the newest checkpoint of the folder, if any: the steps that it had done, and those that were skipped.
 
@@ -115,9 +116,9 @@ def restore(
         return 0, 0
     state = _read(files[-1])
     try:
-        task.load_state_dict(state["task"])
+        load_whole_state(task, state["task"])
         ema.restore(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load(state["optimizer"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise SpectralError(
