@@ -35,7 +35,7 @@ def configure(accelerator: Accelerator, run: RunConfig) -> None:
     if settings.get("zero_optimization", {}).get("stage") == 3:
         raise SpectralError(
             "DeepSpeed's ZeRO stage 3 cuts the weights, which their average and the previews need; set zero_stage to "
-            "2, or use FSDP (training/configs/accelerate-fsdp.yaml)."
+            "2, or use FSDP (training/configs/accelerate/fsdp.yaml)."
         )
     if run.precision == "fp16":
         raise SpectralError("run.precision is fp16, which this kit does not train in with DeepSpeed; set it to bf16.")
