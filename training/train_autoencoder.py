@@ -62,6 +62,11 @@ class AutoencoderTask(nn.Module):
         self.config = config
         self.first_stage = autoencoder.AutoencoderKL(config.first_stage)
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes most of the time."""
+        return (self.first_stage.encoder, self.first_stage.decoder)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = next(self.parameters()).device
         random = SampleRandom(self.config.run.seed, batch["ordinal"], device)

@@ -79,6 +79,11 @@ class DenoisingTask(nn.Module):
         self.unet.recompute = config.recompute
         self.conditioner = conditioning.build(config.conditioning)
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes most of the time."""
+        return (self.unet,)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x_0, t, noise, x_t, context = self.noising(batch, self.conditioner, next(self.parameters()).device)
         error = self.unet(x_t, t, context).float() - self.schedule.target(x_0, t, noise)

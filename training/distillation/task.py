@@ -93,6 +93,11 @@ class DistillTask(nn.Module):
             losses = {"loss": loss, "ddpm": ddpm, "spatial": spatial, "frequency": frequency}
         return losses | self.details(error.detach(), apart, t)
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes most of the time."""
+        return (self.student, self._frozen[0]) if self.distils else (self.student,)
+
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Noised:
         """What both networks see of a batch."""

@@ -34,7 +34,7 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; 0 makes one at the end alone.
         keep: how many checkpoints stay on disk.
         optimizer: "adamw", or "adamw8bit" of the package bitsandbytes, whose state takes a quarter of the memory.
-        compile: let torch.compile translate the task; the first steps take minutes.
+        compile: let torch.compile translate the networks; the first steps take minutes.
         max_skipped: steps that may be skipped in all because a loss was not finite.
         trackers: programs that the statistics go to, by accelerate's names: tensorboard, wandb, mlflow, …
     """

@@ -3,7 +3,8 @@
 A *task* is a module whose `forward(batch)` gives the losses of one batch: "loss" is the one that is minimised, every
 other entry is logged beside it: a scalar, or a row [2] to be summed and divided, the first by the second. What a task
 trains is its parameters; what it only looks at, it keeps out of them. A *batch* is what the data gives (see
-`data.batches`), among it "ordinal", how many samples the run saw before each, which its random numbers hang on.
+`data.batches`), among it "ordinal", how many samples the run saw before each, which its random numbers hang on. What
+torch.compile may translate are the task's `networks`, if it names any.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class Trainer:
         self.ema = EMA(task, run.ema)
         self.guard = Guard(self.accelerator, run.out, run.max_skipped)
         if run.compile:
-            task.compile()
+            for network in getattr(task, "networks", (task,)):
+                network.compile()
 
     @property
     def draws(self) -> bool:
@@ -126,7 +128,7 @@ class Trainer:
             batch = next(feed)
             waited = time.perf_counter() - began
             with self.accelerator.accumulate(self.prepared):
-                with self._autocast():
+                with self._autocast(), _translating():
                     losses = self.prepared(batch)
                 self.accelerator.backward(losses["loss"])
                 self.guard.add(batch, losses, waited)
@@ -148,6 +150,18 @@ class Trainer:
         """Of the gradients of all processes, before they were clipped to `run.clip`."""
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.run.clip)
         return whole(torch.as_tensor(norm))
+
+
+@contextmanager
+def _translating() -> Iterator[None]:
+    """Where torch.compile finds no compiler, or meets what it cannot translate, that is a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        raise SpectralError(f"torch.compile failed ({reason}); set run.compile to false.") from error
 
 
 @contextmanager
