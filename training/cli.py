@@ -37,6 +37,7 @@ COMMANDS = {
     "train-teacher": Command("train_teacher", "train a small latent diffusion teacher"),
     "distill": Command("distill", "distil a wavelet-gated student from a teacher"),
     "sample": Command("sample", "make images with a checkpoint"),
+    "evaluate": Command("evaluate", "sample, and measure the samples against data: distances, spectra, size, speed"),
     "spectrum": Command("spectrum", "power spectra of images, and comparisons of two sets"),
     "bench": Command("benchmark", "how fast the kit is, as ratios of times taken side by side"),
     "inspect": Command("inspect", "what a checkpoint, preset or teacher is"),

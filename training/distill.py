@@ -18,7 +18,6 @@ from ..spectral import checkpoint, presets
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.unet import check
-from ..spectral.wordpiece import find_vocabulary
 from . import cli
 from .data.contexts import Contexts
 from .data.dataset import as_latents, open_data
@@ -31,8 +30,7 @@ from .loop.folder import begin, summary
 from .loop.trial import seconds_per_step
 from .previews import Preview
 from .processes import is_main
-from .teachers import open_teacher
-from .wordpiece import ADVICE
+from .teachers import digests, open_teacher
 
 
 def train(config: DistillConfig) -> dict[str, Any]:
@@ -48,7 +46,8 @@ def train(config: DistillConfig) -> dict[str, Any]:
     assert about.unet is not None
     data = open_data(config.data, multiple=teacher.first_stage.config.downscale << (len(about.unet.channel_mult) - 1))
     contexts = Contexts(about.conditioning, data, config.dropout, config.vocabulary)
-    begin(config, teacher=teacher.file.sha256, data=data.sha256, **_parts(config, teacher.config))
+    parts = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
+    begin(config, teacher=teacher.file.sha256, data=data.sha256, **parts)
     if is_main():
         cli.say_assumed(teacher.file.notes)
     contexts.freeze(teacher.conditioner)
@@ -92,14 +91,6 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
     return replace(
         teacher.config, kind=kind, unet=unet, schedule=schedule, preset=None, teacher_sha256=teacher.file.sha256
     )
-
-
-def _parts(config: DistillConfig, teacher: ModelConfig) -> dict[str, str | None]:
-    """SHA-256 of the other files that the teacher is put together from, and of the vocabulary that it reads."""
-    given = {"first_stage": config.first_stage, "text_encoder": config.text_encoder}
-    if teacher.conditioning.kind == "text" and teacher.conditioning.tower == "ldm":
-        given["vocabulary"] = find_vocabulary(ADVICE, config.vocabulary)
-    return {name: None if path is None else checkpoint.sha256(path) for name, path in given.items()}
 
 
 def export(

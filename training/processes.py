@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 
-def processes() -> PartialState:
+def processes(wait: timedelta | None = None) -> PartialState:
     """The processes that `accelerate launch` or torchrun started together, this one among them.
 
     On a machine without an accelerator they talk over gloo; accelerate by itself would take each for the only one.
+
+    Args:
+        wait: how long they wait for each other before they take one for dead; only the first call of a process sets
+            it. None: torch's own, 10 or 30 minutes.
     """
     if by_deepspeed():
         return PartialState()
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.accelerator.is_available())
-    return PartialState(cpu=cpu)
+    return PartialState(cpu=cpu, **({} if wait is None else {"timeout": wait}))
+
+
+def join(wait: timedelta = timedelta(days=7)) -> PartialState:
+    """`processes` of a command in which one has work of its own, for hours perhaps, while the others wait."""
+    return processes(wait)
 
 
 def by_deepspeed() -> bool:

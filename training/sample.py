@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -65,7 +66,7 @@ def _label(config: ConditioningConfig, prompt: str) -> int:
     )
 
 
-def _guidance(config: ConditioningConfig, asked: float | None) -> float:
+def guidance_weight(config: ConditioningConfig, asked: float | None) -> float:
     """The weight of guidance: 2 unless asked otherwise, 1 (none) where there is nothing to be guided away from."""
     if config.kind == "none" or (asked is None and not has_null(config)):
         return 1.0
@@ -91,6 +92,7 @@ def sample(
     size: int | None = None,
     batch: int = 16,
     vocabulary: Path | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
     """One image for each prompt, [N, 3, H, W] in [0, 1]. Image i depends on (seed, i) and its prompt alone.
 
@@ -98,21 +100,20 @@ def sample(
         guidance: weight of classifier-free guidance; None is 2, or 1 for a model without a null condition.
         size: side of the images in pixels; the training size by default.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
+        indices: the i of every prompt; 0, 1, … by default.
 
     Raises:
         SpectralError: prompts that the model does not know, guidance of a model without a null condition, or a size
             that is no multiple of the first stage's factor.
     """
     check_seed(seed)
-    weight = _guidance(config.conditioning, guidance)
+    weight = guidance_weight(config.conditioning, guidance)
     assert config.unet is not None and config.first_stage is not None
-    factor = config.first_stage.downscale
-    if size is not None and (not factor <= size <= LARGEST or size % factor):
-        raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}, up to {LARGEST}.")
-    side = size // factor if size else config.unet.image_size
+    side = image_side(config, size) // config.first_stage.downscale
     device, stage_device = next(unet.parameters()).device, next(first_stage.parameters()).device
     shape = (config.unet.in_channels, side, side)
-    noise = torch.stack([_noise(seed, index, shape) for index in range(len(prompts))])
+    numbers = range(len(prompts)) if indices is None else indices
+    noise = torch.stack([_noise(seed, index, shape) for index in numbers])
     schedule = Schedule.from_config(config.schedule)
     images = []
     for start in range(0, len(prompts), batch):
@@ -136,12 +137,25 @@ def sample(
     return ((torch.cat(images).clamp(-1, 1) + 1) / 2).float()
 
 
+def image_side(config: ModelConfig, size: int | None = None) -> int:
+    """The side in pixels of the square images that a model makes when asked for `size`; None: its training size.
+
+    Raises:
+        SpectralError: a size that is no multiple of the first stage's factor.
+    """
+    assert config.unet is not None and config.first_stage is not None
+    factor = config.first_stage.downscale
+    if size is not None and (not factor <= size <= LARGEST or size % factor):
+        raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}, up to {LARGEST}.")
+    return size if size is not None else config.unet.image_size * factor
+
+
 def _noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
     return torch.randn(shape, generator=generator)
 
 
-def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: int | float | Path | None) -> Tensor:
+def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: Any) -> Tensor:
     """`sample` from an opened checkpoint.
 
     Raises:
@@ -149,7 +163,7 @@ def sample_checkpoint(opened: Checkpoint, prompts: Sequence[str], **options: int
     """
     if opened.unet is None or opened.first_stage is None:
         raise SpectralError(f"{opened.file.path.name} cannot sample: it lacks a U-Net or a first stage.")
-    return sample(opened.config, opened.unet, opened.first_stage, opened.conditioner, prompts, **options)  # type: ignore[arg-type]
+    return sample(opened.config, opened.unet, opened.first_stage, opened.conditioner, prompts, **options)
 
 
 def main(argv: Sequence[str]) -> None:

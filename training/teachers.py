@@ -11,8 +11,10 @@ from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats.assumptions import WITHOUT_CONDITIONER
 from ..spectral.formats.source import CONDITIONER, FIRST_STAGE, ReadOptions
+from ..spectral.wordpiece import find_vocabulary
 from .processes import device
 from .text_encoders import open_text_encoder
+from .wordpiece import ADVICE
 
 
 def assemble(
@@ -77,3 +79,17 @@ def open_teacher(
             f"{path} cannot teach: it lacks a first stage; give a whole teacher checkpoint, or first_stage a file."
         )
     return checkpoint.build(file, device=device())
+
+
+def digests(
+    model: ModelConfig, first_stage: Path | None, text_encoder: Path | None, vocabulary: Path | None
+) -> dict[str, str | None]:
+    """SHA-256 of the other files that a model is put together from, and of the vocabulary that it reads.
+
+    Raises:
+        SpectralError: that vocabulary is not on this machine.
+    """
+    given = {"first_stage": first_stage, "text_encoder": text_encoder}
+    if model.conditioning.kind == "text" and model.conditioning.tower == "ldm":
+        given["vocabulary"] = find_vocabulary(ADVICE, vocabulary)
+    return {name: None if path is None else checkpoint.sha256(path) for name, path in given.items()}

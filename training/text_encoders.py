@@ -57,7 +57,7 @@ def open_text_encoder(
         return _of_width(path.name, width, *diffusers_folder.read_text_encoder(path))
     if path.is_file() and activation is None and skip_last is None and _is_described(path):
         return _of_width(path.name, width, *diffusers_folder.read_text_encoder(path.parent, path))
-    _refuse_programs(path)
+    refuse_programs(path)
     tensors, metadata = open_tensors(path)
     if METADATA_KEY in metadata:
         config, weights = _ours(path)
@@ -91,7 +91,7 @@ def _ours(path: Path) -> tuple[ConditioningConfig, dict[str, Tensor]]:
     return file.config.conditioning, file.part(CONDITIONER)
 
 
-def _refuse_programs(path: Path) -> None:
+def refuse_programs(path: Path) -> None:
     """A TorchScript archive, as OpenAI publishes CLIP in, is a program; it is not run here."""
     if not path.is_file():  # a pipe would never end; the reader says what it is
         return

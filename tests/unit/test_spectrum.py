@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,6 +197,17 @@ def test_band_errors_see_the_band_that_changed() -> None:
     assert errors.high == pytest.approx(math.log(4), abs=0.05)
     mirrored = spectrum.band_errors(generated, real, cutoff=20)
     assert (mirrored.low, mirrored.high) == (pytest.approx(errors.low), pytest.approx(errors.high))
+
+
+@pytest.mark.parametrize("count", [1, 2, 48, 100])
+def test_all_rings_of_one_size_are_compared_however_many_images(count: int) -> None:
+    """Eleven rings lie below 12 cycles per image; one that is e¹¹ times as strong makes a mean |ln ratio| of 1."""
+    picture = noise(1, 1, 64, 64)
+    one, many = (spectrum.radial_spectrum(picture.expand(n, -1, -1, -1)) for n in (171, count))
+    assert torch.equal(one.frequency, many.frequency)
+    power = many.power.clone()
+    power[0] *= math.e**11
+    assert spectrum.band_errors(one, replace(many, power=power), 12).low == pytest.approx(1)
 
 
 def test_band_errors_do_not_depend_on_resolution() -> None:

@@ -59,6 +59,10 @@ def open_images(config: DataConfig, multiple: int = 1) -> Images:
     """The images of a folder, or of the shards that a path stands for; raises as `open_data`."""
     if config.path.startswith("pipe:"):
         raise SpectralError(f"{config.path} is a stream; expected a folder, shards on this machine, or emoji64.")
+    if is_cache(Path(config.path)):
+        raise SpectralError(
+            f"{config.path} holds cached latents; expected images: a folder, shards on this machine, or emoji64."
+        )
     path = EMOJI64 if config.path == "emoji64" else Path(config.path)
     found = records.in_folder(path) if path.is_dir() else shards.in_shards(shards.named(str(path)))
     kept = [record for record in found if records.chosen(record.groups, config.subgroups)]
