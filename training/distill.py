@@ -20,8 +20,11 @@ from ..spectral.errors import SpectralError
 from ..spectral.unet import check
 from ..spectral.wordpiece import find_vocabulary
 from . import cli
+from .data.batches import Data
 from .data.contexts import Contexts
 from .data.dataset import as_latents, open_data
+from .data.records import read_prompts
+from .distillation.conditions import others_of
 from .distillation.config import DistillConfig
 from .distillation.initialise import check as check_initial
 from .distillation.summary import describe
@@ -47,7 +50,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     about = student_of(config, teacher)
     assert about.unet is not None
     data = open_data(config.data, multiple=teacher.first_stage.config.downscale << (len(about.unet.channel_mult) - 1))
-    contexts = Contexts(about.conditioning, data, config.dropout, config.vocabulary)
+    contexts = contexts_of(config, about, data)
     begin(config, teacher=teacher.file.sha256, data=data.sha256, **_parts(config, teacher.config))
     if is_main():
         cli.say_assumed(teacher.file.notes)
@@ -94,9 +97,24 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
     )
 
 
+def contexts_of(config: DistillConfig, about: ModelConfig, data: Data) -> Contexts:
+    """What the data is conditioned on, and the other conditions where there are to be any.
+
+    Raises:
+        SpectralError: as `Contexts`; or there are no other conditions.
+    """
+    given = config.random_conditions
+    others = read_prompts(given.path) if given.share and given.path is not None else None
+    contexts = Contexts(about.conditioning, data, config.dropout, config.vocabulary, others)
+    if given.share:
+        others_of(contexts)
+    return contexts
+
+
 def _parts(config: DistillConfig, teacher: ModelConfig) -> dict[str, str | None]:
-    """SHA-256 of the other files that the teacher is put together from, and of the vocabulary that it reads."""
+    """SHA-256 of the other files that the teacher is put together from, and of the texts that it reads."""
     given = {"first_stage": config.first_stage, "text_encoder": config.text_encoder}
+    given["random_conditions"] = config.random_conditions.path if config.random_conditions.share else None
     if teacher.conditioning.kind == "text" and teacher.conditioning.tower == "ldm":
         given["vocabulary"] = find_vocabulary(ADVICE, config.vocabulary)
     return {name: None if path is None else checkpoint.sha256(path) for name, path in given.items()}
