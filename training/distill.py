@@ -53,7 +53,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     contexts = contexts_of(config, about, data)
     begin(config, teacher=teacher.file.sha256, data=data.sha256, **_parts(config, teacher.config))
     if is_main():
-        cli.say_assumed(teacher.file.notes)
+        cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
     contexts.freeze(teacher.conditioner)
     data = as_latents(data, teacher.first_stage, config.teacher.name)
     task = DistillTask(about.unet, teacher, contexts, config)
@@ -109,6 +109,13 @@ def contexts_of(config: DistillConfig, about: ModelConfig, data: Data) -> Contex
     if given.share:
         others_of(contexts)
     return contexts
+
+
+def _of_another(data: Data, teacher: checkpoint.Checkpoint) -> tuple[str, ...]:
+    """A sentence, where another teacher imagined the data."""
+    if data.made_by is None or data.made_by == teacher.file.sha256:
+        return ()
+    return (f"The latents of {data.source} were imagined by another teacher than {teacher.file.path.name}.",)
 
 
 def _parts(config: DistillConfig, teacher: ModelConfig) -> dict[str, str | None]:
