@@ -19,8 +19,11 @@ from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.unet import check
 from . import cli
+from .data.batches import Data
 from .data.contexts import Contexts
 from .data.dataset import as_latents, open_data
+from .data.records import read_prompts
+from .distillation.conditions import others_of
 from .distillation.config import DistillConfig
 from .distillation.initialise import check as check_initial
 from .distillation.summary import describe
@@ -45,11 +48,13 @@ def train(config: DistillConfig) -> dict[str, Any]:
     about = student_of(config, teacher)
     assert about.unet is not None
     data = open_data(config.data, multiple=teacher.first_stage.config.downscale << (len(about.unet.channel_mult) - 1))
-    contexts = Contexts(about.conditioning, data, config.dropout, config.vocabulary)
+    contexts = contexts_of(config, about, data)
     parts = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
+    others = config.random_conditions.path if config.random_conditions.share else None
+    parts["random_conditions"] = None if others is None else checkpoint.sha256(others)
     begin(config, teacher=teacher.file.sha256, data=data.sha256, **parts)
     if is_main():
-        cli.say_assumed(teacher.file.notes)
+        cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
     contexts.freeze(teacher.conditioner)
     data = as_latents(data, teacher.first_stage, config.teacher.name)
     task = DistillTask(about.unet, teacher, contexts, config)
@@ -91,6 +96,27 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
     return replace(
         teacher.config, kind=kind, unet=unet, schedule=schedule, preset=None, teacher_sha256=teacher.file.sha256
     )
+
+
+def contexts_of(config: DistillConfig, about: ModelConfig, data: Data) -> Contexts:
+    """What the data is conditioned on, and the other conditions where there are to be any.
+
+    Raises:
+        SpectralError: as `Contexts`; or there are no other conditions.
+    """
+    given = config.random_conditions
+    others = read_prompts(given.path) if given.share and given.path is not None else None
+    contexts = Contexts(about.conditioning, data, config.dropout, config.vocabulary, others)
+    if given.share:
+        others_of(contexts)
+    return contexts
+
+
+def _of_another(data: Data, teacher: checkpoint.Checkpoint) -> tuple[str, ...]:
+    """A sentence, where another teacher imagined the data."""
+    if data.made_by is None or data.made_by == teacher.file.sha256:
+        return ()
+    return (f"The latents of {data.source} were imagined by another teacher than {teacher.file.path.name}.",)
 
 
 def export(

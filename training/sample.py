@@ -50,10 +50,15 @@ def context_of(
     device = next(conditioner.parameters()).device
     if condition.kind == "text":
         return conditioner(tokens_of(condition, prompts, vocabulary).to(device))  # type: ignore[no-any-return]
-    return conditioner(torch.tensor([_label(condition, prompt) for prompt in prompts], device=device))  # type: ignore[no-any-return]
+    return conditioner(torch.tensor([class_number(condition, prompt) for prompt in prompts], device=device))  # type: ignore[no-any-return]
 
 
-def _label(config: ConditioningConfig, prompt: str) -> int:
+def class_number(config: ConditioningConfig, prompt: str) -> int:
+    """The class that a prompt names, by name or number; "" is the null class.
+
+    Raises:
+        SpectralError: there is none.
+    """
     names, count = config.class_names, config.n_classes
     if not prompt and has_null(config):
         return count - 1
@@ -110,30 +115,24 @@ def sample(
     weight = guidance_weight(config.conditioning, guidance)
     assert config.unet is not None and config.first_stage is not None
     side = image_side(config, size) // config.first_stage.downscale
-    device, stage_device = next(unet.parameters()).device, next(first_stage.parameters()).device
-    shape = (config.unet.in_channels, side, side)
+    stage_device = next(first_stage.parameters()).device
     numbers = range(len(prompts)) if indices is None else indices
-    noise = torch.stack([_noise(seed, index, shape) for index in numbers])
-    schedule = Schedule.from_config(config.schedule)
     images = []
     for start in range(0, len(prompts), batch):
-        some = list(prompts[start : start + batch])
-        cond = context_of(config, conditioner, some, vocabulary)
-        uncond = context_of(config, conditioner, [""], vocabulary) if weight != 1.0 else None
-        latent = diffusion.ddim(
+        some = prompts[start : start + batch]
+        latent = latents(
+            config,
             unet,
-            noise[start : start + batch].to(device),
-            schedule,
-            steps,
+            conditioner,
+            some,
+            numbers[start : start + len(some)],
+            steps=steps,
             guidance=weight,
-            cond=cond,
-            uncond=uncond,
+            seed=seed,
+            side=side,
+            vocabulary=vocabulary,
         )
-        if not latent.isfinite().all():
-            raise SpectralError(
-                "The samples are not finite: the model's weights are damaged, or the guidance is too high."
-            )
-        images.append(first_stage.decode((latent / config.scale_factor).to(stage_device)).cpu())  # type: ignore[operator]
+        images.append(first_stage.decode(latent.to(stage_device)).cpu())  # type: ignore[operator]
     return ((torch.cat(images).clamp(-1, 1) + 1) / 2).float()
 
 
@@ -148,6 +147,48 @@ def image_side(config: ModelConfig, size: int | None = None) -> int:
     if size is not None and (not factor <= size <= LARGEST or size % factor):
         raise SpectralError(f"The size is {size} pixels; this model makes multiples of {factor}, up to {LARGEST}.")
     return size if size is not None else config.unet.image_size * factor
+
+
+@torch.no_grad()
+def latents(
+    config: ModelConfig,
+    unet: nn.Module,
+    conditioner: nn.Module | None,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    *,
+    steps: int = 50,
+    guidance: float | None = None,
+    seed: int = 0,
+    side: int | None = None,
+    vocabulary: Path | None = None,
+) -> Tensor:
+    """One batch of latents, [N, C, h, w], as the first stage has them (not scaled), on the U-Net's device.
+
+    Args:
+        prompts: of each.
+        indices: numbers of each; its noise depends on the seed and on its number alone.
+        side: of the latents in cells; None as in training. The other arguments are those of `sample`.
+
+    Raises:
+        SpectralError: as `sample`.
+    """
+    assert config.unet is not None
+    weight = guidance_weight(config.conditioning, guidance)
+    side = side or config.unet.image_size
+    noise = torch.stack([_noise(seed, index, (config.unet.in_channels, side, side)) for index in indices])
+    made = diffusion.ddim(
+        unet,
+        noise.to(next(unet.parameters()).device),
+        Schedule.from_config(config.schedule),
+        steps,
+        guidance=weight,
+        cond=context_of(config, conditioner, prompts, vocabulary),
+        uncond=context_of(config, conditioner, [""], vocabulary) if weight != 1.0 else None,
+    )
+    if not made.isfinite().all():
+        raise SpectralError("The samples are not finite: the model's weights are damaged, or the guidance is too high.")
+    return made / config.scale_factor
 
 
 def _noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:

@@ -85,7 +85,7 @@ class DenoisingTask(nn.Module):
         return (self.unet,)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x_0, t, noise, x_t, context = self.noising(batch, self.conditioner, next(self.parameters()).device)
+        x_0, t, noise, x_t, context, _ = self.noising(batch, self.conditioner, next(self.parameters()).device)
         error = self.unet(x_t, t, context).float() - self.schedule.target(x_0, t, noise)
         with torch.no_grad():
             high, whole = high_band(error)

@@ -21,8 +21,6 @@ from spectral_diffusion.training.tokens import tokenize
 
 from . import tiny
 
-#: Drawn for samples that are to keep their conditions.
-KEPT = torch.ones(3)
 CAPTIONS = ("a cat", "a dog", "a red apple", "a cat", "ein Käse 🧀")
 SUBGROUPS = ("red", "blue", "red", "blue", "blue")
 
@@ -38,6 +36,11 @@ class Told(Data):
 
 
 Told.__abstractmethods__ = frozenset()
+
+
+def kept(given: Batch) -> Tensor:
+    """What is drawn for samples that are to keep their conditions."""
+    return torch.ones(len(given["label"]))
 
 
 def batch(*indices: int) -> Batch:
@@ -82,7 +85,7 @@ def test_states_are_computed_once_for_every_caption(monkeypatch: pytest.MonkeyPa
     tower.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
     found = Contexts(tiny.TEXT, Told())
     assert found.freeze(tower, batch=3) and seen == [3, 2]  # four captions that differ, and the empty one
-    context = found.context(tower, batch(1, 2), KEPT)
+    context = found.context(tower, batch(1, 2), kept(batch(1, 2)))
     assert context is not None and seen == [3, 2] and not context.requires_grad
     assert torch.allclose(context, tower(tokenize(["a dog", "a red apple"])), atol=1e-5)
     monkeypatch.setattr(contexts, "ON_DEVICE", 10)
@@ -97,7 +100,7 @@ def test_what_does_not_fit_is_computed_on_the_fly(known: bool, monkeypatch: pyte
     found = Contexts(tiny.TEXT, Told() if known else Told(None, None))
     assert not found.freeze(tower, limit=4 * 77 * 32 * 4)
     for indices in ((0, 1, 2), (4,), (0, 3, 1)):
-        context = found.context(tower, batch(*indices), KEPT)
+        context = found.context(tower, batch(*indices), kept(batch(*indices)))
         assert context is not None and torch.equal(context, tower(tokenize([CAPTIONS[i] for i in indices])))
         assert context.requires_grad
 
@@ -106,12 +109,12 @@ def test_classes_of_a_stream_are_known_by_name_or_number() -> None:
     embedder = build(tiny.CLASSES)
     assert embedder is not None
     found = Contexts(tiny.CLASSES, Told(None, None))
-    context = found.context(embedder, batch(0, 1), KEPT)
+    context = found.context(embedder, batch(0, 1), kept(batch(0, 1)))
     assert context is not None and torch.equal(context, embedder(torch.tensor([1, 0])))
     with pytest.raises(SpectralError, match="no class named 'green'; its classes are blue, red"):
-        found.context(embedder, {"label": ["green"]}, KEPT)
+        found.context(embedder, {"label": ["green"]}, kept({"label": ["green"]}))
     numbered = Contexts(replace(tiny.CLASSES, class_names=()), Told(None, None))
-    context = numbered.context(embedder, {"label": ["1", "0"]}, KEPT)
+    context = numbered.context(embedder, {"label": ["1", "0"]}, kept({"label": ["1", "0"]}))
     assert context is not None and torch.equal(context, embedder(torch.tensor([1, 0])))
 
 
@@ -136,4 +139,8 @@ def test_what_cannot_be_conditioned_on_is_a_sentence() -> None:
 
 def test_an_unconditional_model_has_no_contexts() -> None:
     found = Contexts(ConditioningConfig(), Told())
-    assert found.context(None, batch(0), KEPT) is None and found.unconditional(None) is None and not found.freeze(None)
+    assert (
+        found.context(None, batch(0), kept(batch(0))) is None
+        and found.unconditional(None) is None
+        and not found.freeze(None)
+    )

@@ -18,7 +18,6 @@ from spectral_diffusion.spectral.unet import Tap
 from spectral_diffusion.training import distill
 from spectral_diffusion.training.data.batches import Batch
 from spectral_diffusion.training.data.config import DataConfig
-from spectral_diffusion.training.data.contexts import Contexts
 from spectral_diffusion.training.data.dataset import as_latents, open_images
 from spectral_diffusion.training.data.latents import HeldLatents
 from spectral_diffusion.training.data.order import Plan
@@ -68,7 +67,7 @@ def task_of(config: DistillConfig) -> DistillTask:
     opened = open_teacher(config.teacher)
     about = distill.student_of(config, opened)
     assert about.unet is not None
-    contexts = Contexts(about.conditioning, data_of(config, opened), config.dropout)
+    contexts = distill.contexts_of(config, about, data_of(config, opened))
     task = DistillTask(about.unet, opened, contexts, config)
     tiny.randomized(task.student, 7)
     return task
@@ -132,7 +131,7 @@ def test_with_the_output_alone_the_losses_are_the_formulas(teacher: Path, data: 
     config = configure(teacher, data, loss=LossConfig(taps=taps, alpha=-0.5), dropout=0.0)
     task, batch, opened = task_of(config), batch_of(config), checkpoint.load(teacher)
     assert opened.unet is not None and opened.conditioner is not None
-    found, (x_0, t, noise, _, _) = task(batch), task.inputs(batch)
+    found, (x_0, t, noise, *_) = task(batch), task.inputs(batch)
     x_t = opened.schedule.q_sample(x_0, t, noise)
     context = opened.conditioner(torch.tensor([[0, 1][index >= 4] for index in INDICES]))
     student, target = task.student(x_t, t, context), opened.unet(x_t, t, context)

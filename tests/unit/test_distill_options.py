@@ -48,7 +48,7 @@ def batch(teacher: Path, data: DataConfig) -> Batch:
 
 def errors_of(task: DistillTask, batch: Batch) -> tuple[Tensor, Tensor]:
     """The error [B, …] of the student, called by hand, and its steps."""
-    x_0, t, noise, x_t, context = task.inputs(batch)
+    x_0, t, noise, x_t, context, _ = task.inputs(batch)
     with torch.no_grad():
         return task.student(x_t, t, context) - task.schedule.target(x_0, t, noise), t
 
@@ -85,7 +85,7 @@ def test_the_focal_frequency_loss_is_the_articles(
 
 def noises_apart(task: DistillTask, batch: Batch) -> Tensor:
     """The student's noise less the teacher's, with both networks called by hand."""
-    _, t, _, x_t, context = task.inputs(batch)
+    _, t, _, x_t, context, _ = task.inputs(batch)
     alpha = task.schedule.alphas_cumprod[t].view(-1, 1, 1, 1).float()
     with torch.no_grad():
         said, own = task._frozen[0](x_t, t, context), task.student(x_t, t, context)
@@ -193,7 +193,7 @@ def test_the_teacher_is_asked_in_inference_mode_and_costs_no_gradient(
 ) -> None:
     task = task_of(configure(teacher, data))
     known: dict[Tap, Tensor] = {}
-    x_0, t, _, x, context = task.inputs(batch)
+    x_0, t, _, x, context, _ = task.inputs(batch)
     said = task.ask(x, t, context, known)
     assert said.is_inference() and all(feature.is_inference() for feature in known.values())
     gap = task.distillation(x_0, [Pair(torch.zeros_like(x).requires_grad_(), said)])

@@ -1,7 +1,8 @@
-"""The command `data`: build a data set that ships with the kit, or cache the latents of one."""
+"""The command `data`: build a data set that ships with the kit, cache latents of one, or let a teacher make them."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
         COMMANDS[argv[0]](argv[1:])
         return
     parser = cli.Parser("data", __doc__)
-    parser.add_argument("name", choices=list(COMMANDS), help="each has a --help of its own: data emoji, data cache")
+    parser.add_argument("name", choices=list(COMMANDS), help="each has a --help of its own, as: data cache --help")
     parser.parse_args(argv)
 
 
@@ -62,7 +63,7 @@ def cache(argv: Sequence[str]) -> None:
     from .dataset import open_images
 
     options = caching.CacheOptions(
-        arguments.out, arguments.shard_size, arguments.batch, arguments.flip, arguments.dtype, arguments.workers
+        arguments.out, arguments.shard_size, arguments.batch, arguments.dtype, arguments.flip, arguments.workers
     )
     first_stage, about = caching.open_first_stage(arguments.first_stage, device())
     downscale = first_stage.config.downscale
@@ -86,6 +87,50 @@ def cache(argv: Sequence[str]) -> None:
         cli.report({"path": str(arguments.out), **result}, arguments.json)
 
 
+def imagine(argv: Sequence[str]) -> None:
+    """The command `data imagine`."""
+    parser = cli.Parser(
+        "data imagine", "Let a teacher make latents to distil from; stopped, or asked for more, it goes on."
+    )
+    parser.add_argument("--teacher", type=Path, required=True, help="a checkpoint that samples can be made with")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; data.path of the run afterwards")
+    parser.add_argument("--prompts", type=Path, help="a text file with a caption, or a class, on every line")
+    parser.add_argument("--data", help="in place of it, a folder, shards or latents that have captions or classes")
+    parser.add_argument("--subgroups", nargs="+", default=(), help="of --data, only these; a * at the end matches any")
+    parser.add_argument("--count", type=int, help="samples in all; one for each prompt if not given")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--guidance", type=float, help="weight of classifier-free guidance, 1 is none; 2 by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the order of the prompts")
+    parser.add_argument("--batch", type=int, default=16, help="samples that are made together")
+    parser.add_argument("--shard-size", type=int, default=1024, help="samples of a shard; processes take whole ones")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
+    parser.add_argument("--bf16", action="store_true", help="ask the teacher in bfloat16: faster on most GPUs")
+    parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    cli.add_part_options(parser)
+    cli.add_read_options(parser)
+    arguments = parser.parse_args(argv)
+
+    from ...spectral.checkpoint import sha256
+    from ..processes import is_main
+    from ..teachers import open_teacher
+    from . import imagining
+
+    names = ("out", "shard_size", "batch", "dtype", "count", "steps", "guidance", "seed", "bf16", "vocabulary")
+    options = imagining.ImagineOptions(**{name: getattr(arguments, name) for name in names})
+    read, encoder = cli.read_options(arguments), arguments.text_encoder
+    teacher = open_teacher(arguments.teacher, read, arguments.first_stage, encoder)
+    wishes, source = imagining.wishes_of(
+        teacher.config.conditioning, arguments.prompts, arguments.data, arguments.subgroups
+    )
+    made_with = {"read": dataclasses.asdict(read), "text_encoder": None if encoder is None else sha256(encoder)}
+    if is_main():
+        cli.say_assumed(teacher.file.notes)
+    result = imagining.write(teacher, wishes, source, made_with, options)
+    if is_main():
+        cli.report({"path": str(arguments.out), **result}, arguments.json)
+
+
 def usual_size(about: ModelConfig) -> int:
     """Side of the images that a model was trained on, in pixels."""
     assert about.first_stage is not None
@@ -94,7 +139,7 @@ def usual_size(about: ModelConfig) -> int:
     return about.first_stage.resolution
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"emoji": build_emoji, "cache": cache}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"emoji": build_emoji, "cache": cache, "imagine": imagine}
 
 
 if __name__ == "__main__":

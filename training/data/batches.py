@@ -52,7 +52,12 @@ class Data(ABC):
         config: what was asked for.
         source: what to call it in a sentence.
         captions, subgroups: of every sample, the subgroup being the name of its class; None for a stream.
+
+    Attributes:
+        made_by: SHA-256 of the teacher that imagined the samples; None for images, and for latents of images.
     """
+
+    made_by: str | None = None
 
     def __init__(
         self, config: DataConfig, source: str, captions: Sequence[str] | None, subgroups: Sequence[str] | None

@@ -28,18 +28,29 @@ class Contexts:
         data: whose captions or subgroups are meant.
         dropout: how often the null context takes the place of a sample's own.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
+        others: captions, or names of classes, that may take the place of samples' own; None: the captions of the data,
+            or all classes of the model.
+
+    Attributes:
+        others: as above; None where nobody knows them.
 
     Raises:
-        SpectralError: a subgroup is not among the classes; there is no null condition to drop to; the encoder is not in
-            the checkpoint; or as `tokens.tokens_of`.
+        SpectralError: a subgroup, or one of `others`, is not among the classes; there is no null condition to drop to;
+            the encoder is not in the checkpoint; or as `tokens.tokens_of`.
     """
 
     def __init__(
-        self, config: ConditioningConfig, data: Data, dropout: float = 0.0, vocabulary: Path | None = None
+        self,
+        config: ConditioningConfig,
+        data: Data,
+        dropout: float = 0.0,
+        vocabulary: Path | None = None,
+        others: Sequence[str] | None = None,
     ) -> None:
         self.config, self.dropout, self.vocabulary = config, dropout, vocabulary
         self.null: Tensor | None = None
-        self._captions = None if data.captions is None else dict.fromkeys(data.captions)
+        self._captions = None if data.captions is None else list(dict.fromkeys(data.captions))
+        self.others = others
         self._tokens: dict[str, Tensor] = {}
         self._states: Tensor | None = None
         self._rows: dict[str, int] = {}
@@ -55,13 +66,20 @@ class Contexts:
             )
         if config.kind == "text":
             self.null = tokens_of(config, [""], vocabulary)
+            self.others = self._captions if others is None else others
         elif config.kind == "class":
             self._numbers = class_numbers(config, data.subgroups)
             self.null = torch.tensor([config.n_classes - 1]) if has_null(config) else None
+            names = {number: name for name, number in self._numbers.items()}
+            self.others = list(names.values()) if others is None else others
+            for name in self.others:
+                number_of(self._numbers, name)
 
     @torch.no_grad()
     def freeze(self, conditioner: nn.Module | None, limit: int = KEPT_STATES, batch: int = 64) -> bool:
-        """Compute the states of all captions once, if they are known and fit; the text encoder is not to change then.
+        """Compute the states of captions once, if they are known and fit; the text encoder is not to change then.
+
+        They are those of the data's captions and of `others`, or, where these are too many, of the data's alone.
 
         Args:
             conditioner: the text encoder; where there is none, or it embeds classes, nothing happens.
@@ -69,16 +87,16 @@ class Contexts:
             batch: captions at a time.
 
         Returns:
-            Whether they were computed.
+            Whether any were computed.
         """
-        if self.config.kind != "text" or conditioner is None or self._captions is None:
+        if self.config.kind != "text" or conditioner is None:
             return False
-        captions = list(dict.fromkeys(["", *self._captions]))
         weight = next(conditioner.parameters())
-        size = len(captions) * self.config.context_length * self.config.width * weight.element_size()
-        if size > limit:
+        each = self.config.context_length * self.config.width * weight.element_size()
+        captions = self._fitting(limit // each)
+        if not captions:
             return False
-        place = weight.device if size <= ON_DEVICE else torch.device("cpu")
+        place = weight.device if len(captions) * each <= ON_DEVICE else torch.device("cpu")
         parts = [
             conditioner(self.tokens(captions[start : start + batch]).to(weight.device)).to(place)
             for start in range(0, len(captions), batch)
@@ -87,8 +105,25 @@ class Contexts:
         self._tokens.clear()
         return True
 
+    def _fitting(self, most: int) -> list[str]:
+        """The captions whose states are kept, at most so many; "" is always one of them."""
+        own = self._captions or []
+        for kept in ([*own, *(self.others or [])], own):
+            captions = list(dict.fromkeys(["", *kept]))
+            if kept and len(captions) <= most:
+                return captions
+        return []
+
+    def dropped(self, drawn: Tensor) -> Tensor:
+        """Where the null context takes the place of a sample's own, [B] bool.
+
+        Args:
+            drawn: [B], uniform in [0, 1).
+        """
+        return drawn < (self.dropout if self.null is not None else 0.0)
+
     def context(self, conditioner: nn.Module | None, batch: Batch, drawn: Tensor) -> Tensor | None:
-        """Contexts [B, T, width] of a batch, each the null one where `drawn` is below `dropout`.
+        """Contexts [B, T, width] of a batch, each the null one where `dropped` says so.
 
         Args:
             drawn: [B], uniform in [0, 1).
@@ -98,20 +133,26 @@ class Contexts:
         """
         if (self.null is None and self.config.kind != "class") or conditioner is None:
             return None
-        device = next(conditioner.parameters()).device
-        if self.config.kind == "class":
-            ids = torch.tensor([number_of(self._numbers, label) for label in batch["label"]])
-        elif self._states is not None:
-            ids = torch.tensor([self._rows[caption] for caption in batch["caption"]])
-        else:
-            ids = self.tokens(batch["caption"])
-        null = torch.zeros(1, dtype=torch.int64) if self._states is not None else self.null
-        if self.dropout > 0 and null is not None:
-            dropped = drawn < self.dropout
-            ids = torch.where(dropped.view(-1, *[1] * (ids.dim() - 1)), null, ids)
-        if self._states is not None:
-            return self._states[ids.to(self._states.device)].to(device)
+        device, dropped = next(conditioner.parameters()).device, self.dropped(drawn)
+        if self.config.kind == "text":
+            captions = ["" if gone else own for gone, own in zip(dropped.tolist(), batch["caption"], strict=True)]
+            return self._states_of(conditioner, captions, device)
+        ids = torch.tensor([number_of(self._numbers, label) for label in batch["label"]])
+        ids = ids if self.null is None else torch.where(dropped, self.null, ids)
         return conditioner(ids.to(device))  # type: ignore[no-any-return]
+
+    def _states_of(self, conditioner: nn.Module, captions: Sequence[str], device: torch.device) -> Tensor:
+        """The states [B, T, width] of captions: those that are kept, and the others computed now."""
+        if self._states is None:
+            return conditioner(self.tokens(captions).to(device))  # type: ignore[no-any-return]
+        rows = torch.tensor([self._rows.get(caption, 0) for caption in captions])
+        states = self._states[rows.to(self._states.device)].to(device)
+        new = [place for place, caption in enumerate(captions) if caption not in self._rows]
+        if new:
+            with torch.no_grad():
+                computed = conditioner(self.tokens([captions[place] for place in new]).to(device))
+            states[new] = computed.to(states.dtype)
+        return states
 
     def unconditional(self, conditioner: nn.Module | None) -> Tensor | None:
         """The null context, [1, T, width]; None where the model has none."""

@@ -1,9 +1,9 @@
-"""A folder of cached latents, as `data cache` writes it.
+"""A folder of cached latents, as `data cache` writes it of images, and `data imagine` of what a teacher makes.
 
 `latents-00000.safetensors`, … with `index` [n] int64 (a sample's place in the data) and either `moments` [n, 2C, h, w]
 (KL: mean, and log-variance in [−30, 20]) or `latent` [n, C, h, w] (VQ, before quantising), and the same of the mirrored
 images as `moments_flipped` or `latent_flipped` where asked for; `latents-00000.jsonl`, … with a line {"key", "caption",
-"groups"} for each row; and `index.json`, what all of it was made from.
+"groups"} for each row; and `index.json`, what all of it was made from. Latents are the first stage's, not scaled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CachedLatents(Latents):
 
     Args:
         config: of the run; what contradicts the folder is refused.
-        folder: that `data cache` wrote.
+        folder: that `data cache` or `data imagine` wrote.
 
     Raises:
         SpectralError: it is unfinished, damaged, from a newer version, or not what the configuration asks for.
@@ -42,6 +42,7 @@ class CachedLatents(Latents):
         self.folder, self.about = folder, read_index(folder)
         _check_settings(config, self.about, folder)
         self.kind = str(self.about["kind"])
+        self.made_by = self.about["teacher"]["sha256"] if "teacher" in self.about else None
         self._shards: list[dict[str, Tensor]] | None = None
         self._sizes = [int(shard["bucket"]) for shard in self.about["shards"]]
         found = []
@@ -69,6 +70,7 @@ class CachedLatents(Latents):
     @property
     def sha256(self) -> str:
         said = {key: self.about[key] for key in ("data", "first_stage", "settings", "corrupt")}
+        said |= {"teacher": self.made_by} if self.made_by else {}
         said["kept"] = [place for place in self._places] if self.config.subgroups else []
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -87,10 +89,11 @@ class CachedLatents(Latents):
             SpectralError: they are another one's.
         """
         made, given = self.about["first_stage"]["sha256"], first_stage_sha256(first_stage)
+        again = "--teacher" if self.made_by else "--first-stage"
         if made != given:
             raise SpectralError(
                 f"{self.folder} holds latents of another first stage ({made[:12]}…) than that of {name} "
-                f"({given[:12]}…); make them again with: data cache --first-stage {name}"
+                f"({given[:12]}…); make them again with: data {maker(self.about)} {again} {name}"
             )
 
     def key(self, index: int) -> str:
@@ -131,8 +134,15 @@ def read_index(folder: Path, finished: bool = True) -> dict[str, Any]:
             raise
         raise SpectralError(f"{path} cannot be read ({error}); cache the latents again.") from error
     if finished and not about["complete"]:
-        raise SpectralError(f"{folder} is not finished; run the same data cache command again, and it goes on.")
+        raise SpectralError(
+            f"{folder} is not finished; run the same data {maker(about)} command again, and it goes on."
+        )
     return about
+
+
+def maker(about: dict[str, Any]) -> str:
+    """The command `data …` that makes such a folder."""
+    return "imagine" if "teacher" in about else "cache"
 
 
 def described(shard: str) -> str:
@@ -152,7 +162,7 @@ def read_lines(folder: Path, shard: dict[str, Any]) -> list[tuple[str, str, tupl
         return [(str(row["key"]), str(row["caption"]), tuple(map(str, row["groups"]))) for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SpectralError(
-            f"{path} is missing or damaged; remove {shard['file']}, and run data cache again."
+            f"{path} is missing or damaged; remove {shard['file']}, and run the command again that made the folder."
         ) from error
 
 
@@ -164,12 +174,14 @@ def open_shard(folder: Path, shard: dict[str, Any], about: dict[str, Any]) -> di
     """
     path = folder / shard["file"]
     if not path.exists():
-        raise SpectralError(f"No shard of latents at {path}; restore it, or run data cache again to make it anew.")
+        raise SpectralError(
+            f"No shard of latents at {path}; restore it, or run data {maker(about)} again to make it anew."
+        )
     tensors, _ = open_tensors(path)
     names = {"index"} | {about["kind"] + ending for ending in ("", "_flipped")[: 1 + about["settings"]["flip"]]}
     rows = len(tensors.get("index", ()))
     if (set(tensors) != names and rows) or any(len(tensor) != rows for tensor in tensors.values()):
-        raise SpectralError(f"{path} does not hold what its index says; remove it, and run data cache again.")
+        raise SpectralError(f"{path} does not hold what its index says; remove it, and run data {maker(about)} again.")
     return tensors
 
 
@@ -182,7 +194,8 @@ def _check_settings(config: DataConfig, about: dict[str, Any], folder: Path) -> 
             f"set it to {settings['size']}."
         )
     if config.flip and not settings["flip"]:
-        raise SpectralError(f"{folder} holds no mirrored images; leave data.flip out, or cache again with --flip.")
+        remedy = ", or cache again with --flip" if maker(about) == "cache" else ""
+        raise SpectralError(f"{folder} holds no mirrored images; leave data.flip out{remedy}.")
     if config.buckets != bool(settings["buckets"]):
         held = "images of several aspects" if settings["buckets"] else "squares"
         raise SpectralError(f"{folder} holds {held}; set data.buckets to {str(bool(settings['buckets'])).lower()}.")

@@ -97,6 +97,23 @@ def in_words(stem: str) -> str:
     return re.sub("[_-]", " ", stem)
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty: captions, or names of classes.
+
+    Raises:
+        SpectralError: there are none, or it cannot be read as text in UTF-8.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise SpectralError(f"{path} cannot be read ({reason}); expected a text file with a caption a line.") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise SpectralError(f"{path} is empty; expected a text file with a caption on every line.")
+    return prompts
+
+
 def read_text(path: Path) -> str:
     """The caption in a file.
 

@@ -63,6 +63,32 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class RandomConditionsConfig:
+    """Other conditions in the place of samples' own, beyond the paper: random conditioning.
+
+    The teacher is asked about latents under conditions that they were not made for, so that the student learns of
+    concepts of which there is no latent: Kim et al., "Random Conditioning for Diffusion Model Compression with
+    Distillation", CVPR 2025. At step t of T a condition is replaced with probability share · exp(−decay · (1 − t / T)).
+    Where it is, the latent says nothing about it: only the teacher's answers count, and L_DDPM leaves the sample out.
+
+    Args:
+        share: how often at the last step, which is noise alone; 0 turns it off; 1 in the authors' code.
+        decay: how fast that falls towards the image; 5 in the authors' code; 0 replaces as often at all steps.
+        path: a text file with a caption (or the name of a class) on every line, from which the others are drawn; by
+            default the captions of the data, or all classes of the teacher.
+    """
+
+    share: float = 0.0
+    decay: float = 5.0
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise SpectralError(f"random_conditions.share is {self.share}; expected a probability, 0 (off) to 1.")
+        check_weight("random_conditions.decay", self.decay)
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """Configuration of `distill`.
 
@@ -80,6 +106,7 @@ class DistillConfig:
         data: the images.
         loss: weights and features of the distillation.
         dropout: how often the condition is replaced by the null one; 0 for a teacher that has none.
+        random_conditions: how often it is replaced by another one.
         prediction: what the student says: as its "teacher" does, noise ("eps") or velocity ("v"). Where the two differ,
             their outputs are compared as noise, in which neither's errors grow without bound.
         zero_terminal_snr: the student's last step is noise alone (Lin et al., 2023); it has to predict "v". The teacher
@@ -105,6 +132,7 @@ class DistillConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: float = 0.1
+    random_conditions: RandomConditionsConfig = field(default_factory=RandomConditionsConfig)
     prediction: Literal["teacher", "eps", "v"] = "teacher"
     zero_terminal_snr: bool = False
     init: Literal["random", "teacher"] = "random"
@@ -116,3 +144,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_dropout(self.dropout)
+        if self.random_conditions.share and not (self.loss.spatial or self.loss.frequency):
+            raise SpectralError(
+                "random_conditions needs the teacher's answers, but loss.spatial and loss.frequency are 0; set one of "
+                "them above 0, or random_conditions.share to 0."
+            )

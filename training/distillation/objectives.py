@@ -94,12 +94,15 @@ def focal_weights(power: Tensor, alpha: float) -> Tensor:
     return weights / weights.amax((2, 3), keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def rows(terms: dict[str, tuple[Tensor, Tensor | None]], t: Tensor, steps: int) -> dict[str, Tensor]:
+def rows(
+    terms: dict[str, tuple[Tensor, Tensor | None]], t: Tensor, steps: int, counted: Tensor | None = None
+) -> dict[str, Tensor]:
     """What is logged of the terms of a loss: rows [2], to be summed over batches and divided, the first by the second.
 
     Args:
         terms: by name, the values of every sample [B], and how much of each lies in the high band [B], or None.
         t: the step of every sample, of `steps` in all.
+        counted: 1 for the samples that count, 0 for the others, [B]; None counts all.
 
     Returns:
         "NAME/t0" … "NAME/t3", the mean in each quarter of the steps; where the high band is known, "NAME/high/t0" …
@@ -107,7 +110,9 @@ def rows(terms: dict[str, tuple[Tensor, Tensor | None]], t: Tensor, steps: int) 
     """
     found: dict[str, Tensor] = {}
     for name, (values, high) in terms.items():
-        found |= {f"{name}/t{index}": row for index, row in enumerate(binned(values, t, steps))}
+        if counted is not None:
+            values, high = values * counted, None if high is None else high * counted
+        found |= {f"{name}/t{index}": row for index, row in enumerate(binned(values, t, steps, counted))}
         if high is not None:
             shares = binned(high, t, steps, of=values)
             found |= {f"{name}/high/t{index}": row for index, row in enumerate(shares)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ...spectral.checkpoint import Checkpoint
 from ...spectral.config import ModelConfig
 from ...spectral.counting import parameters, unet_macs
@@ -9,6 +11,7 @@ from ..data.batches import Data
 from ..loop import snapshots
 from ..loop.trial import spoken
 from ..processes import device, processes
+from .conditions import RandomConditions
 from .config import DistillConfig
 from .task import DistillTask
 
@@ -37,6 +40,7 @@ def describe(
         about.kind: f"{config.resampler}, width {config.model_channels} ({own:,} parameters, {whole / own:.1f} × fewer;"
         f" {less / 1e9:.3g} G MACs, {work / less:.1f} × fewer)",
         "loss": " + ".join(["ddpm", *terms]),
+        **({} if not config.random_conditions.share else {"others": _others(config, task)}),
         "data": f"{config.data.path}, {images} of {config.data.size} pixels",
         "steps": f"{run.steps - done:,} of {run.steps:,}, each of {run.batch_size * run.accumulate} images{epochs}",
         "device": f"{processes().num_processes} × {device().type}, precision {run.precision}",
@@ -44,6 +48,14 @@ def describe(
         "folder": str(run.out),
     }
     return "\n".join(f"{name:8} {line}" for name, line in lines.items())
+
+
+def _others(config: DistillConfig, task: DistillTask) -> str:
+    """How many conditions take the places of samples' own, and how often."""
+    others = task.noising.replace
+    assert isinstance(others, RandomConditions)
+    often = others.odds(torch.arange(others.steps)).mean()
+    return f"{len(others.others):,} conditions, in place of samples' own for {often:.1%} of them"
 
 
 #: The weights of a LossConfig that stand before terms of the loss.

@@ -16,6 +16,7 @@ from ...spectral.unet import Tap, UNet
 from ..data.batches import Batch
 from ..data.contexts import Contexts
 from ..noising import Noised, Noising
+from .conditions import RandomConditions
 from .config import DistillConfig
 from .initialise import student_from_teacher
 from .losses import Distances, Pair, distances, half, spectrum_weights
@@ -28,7 +29,8 @@ class DistillTask(nn.Module):
     `forward` gives "loss" and its terms as scalars, and rows [2] to be summed over batches and divided, the first by
     the second: "ddpm/t0" … "ddpm/t3" is the squared error in each quarter of the steps, "ddpm/high/t0" … the part of it
     in the high band (see `objectives`), "ddpm/high" that of all steps; likewise for "spatial" and "frequency". A row
-    ending in 0 says that the batch had nothing there.
+    ending in 0 says that the batch had nothing there. With random conditions, "replaced" is the share of the samples
+    that were given others; they count as 0 in "ddpm", and not at all in its rows.
 
     Args:
         student: its architecture.
@@ -58,6 +60,7 @@ class DistillTask(nn.Module):
             self.schedule,
             config.run.seed,
             config.data.posterior,
+            random_conditions(config, contexts, self.schedule),
         )
         self.student = UNet(student)
         self.student.recompute = config.recompute
@@ -76,13 +79,13 @@ class DistillTask(nn.Module):
         self.align = nn.ModuleList(nn.Conv2d(own[tap], widths[tap], 1) for tap in self.taps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x_0, t, noise, x_t, context = self.inputs(batch)
+        x_0, t, noise, x_t, context, paired = self.inputs(batch)
         known: dict[Tap, Tensor] = {}
         said = self.ask(x_t, t, context, known) if self.distils else None
         seen: dict[Tap, Tensor] = {}
         prediction = self.student(x_t, t, context, features=seen)
         error = prediction.float() - self.schedule.target(x_0, t, noise)
-        ddpm = self.ddpm(error, t)
+        ddpm = self.ddpm(error, t, paired)
         losses = {"loss": ddpm, "ddpm": ddpm}
         apart = None
         if said is not None:
@@ -91,7 +94,9 @@ class DistillTask(nn.Module):
             spatial, frequency = apart.spatial.mean(), apart.frequency.mean()
             loss = ddpm + self.weights.spatial * spatial + self.weights.frequency * frequency
             losses = {"loss": loss, "ddpm": ddpm, "spatial": spatial, "frequency": frequency}
-        return losses | self.details(error.detach(), apart, t)
+        if paired is not None:
+            losses["replaced"] = 1.0 - paired.mean()
+        return losses | self.details(error.detach(), apart, t, paired)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -111,11 +116,16 @@ class DistillTask(nn.Module):
         with torch.inference_mode(), precision:
             return self._frozen[0](x_t, self.teacher_steps[t], context, features=known)
 
-    def ddpm(self, error: Tensor, t: Tensor) -> Tensor:
-        """L_DDPM (Eq. 3), its steps weighted where min-SNR is on."""
-        if self.step_weights is None:
+    def ddpm(self, error: Tensor, t: Tensor, paired: Tensor | None = None) -> Tensor:
+        """L_DDPM (Eq. 3), its steps weighted where min-SNR is on; samples with random conditions count as 0.
+
+        The mean is over all samples, so that it is that of the means over parts: processes learn what one does.
+        """
+        if self.step_weights is None and paired is None:
             return error.square().mean()
-        return (self.step_weights[t] * error.square().mean((1, 2, 3))).mean()
+        each = error.square().mean((1, 2, 3))
+        each = each if self.step_weights is None else self.step_weights[t] * each
+        return (each if paired is None else paired * each).mean()
 
     def comparable(self, prediction: Tensor, said: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Both networks' outputs, as noise where they predict different things.
@@ -148,17 +158,24 @@ class DistillTask(nn.Module):
         return distances(pairs, lambda powers, size: half(spectrum_weights(x_0, size, self.weights.alpha)))
 
     @torch.no_grad()
-    def details(self, error: Tensor, apart: Distances | None, t: Tensor) -> dict[str, Tensor]:
+    def details(self, error: Tensor, apart: Distances | None, t: Tensor, paired: Tensor | None) -> dict[str, Tensor]:
         """The terms in each quarter of the steps, and how much of them lies in the high band."""
         high, whole = high_band(error)
         cells = error[0].numel()
-        terms: dict[str, tuple[Tensor, Tensor | None]] = {"ddpm": (whole / cells, high / cells)}
+        found = rows({"ddpm": (whole / cells, high / cells)}, t, self.schedule.steps, paired)
+        terms: dict[str, tuple[Tensor, Tensor | None]] = {}
         if apart is not None:
             transformed = self.weights.frequency > 0
             terms["spatial"] = apart.spatial, apart.spatial_high if transformed else None
             if transformed:
                 terms["frequency"] = apart.frequency, apart.frequency_high
-        return rows(terms, t, self.schedule.steps)
+        return found | rows(terms, t, self.schedule.steps)
+
+
+def random_conditions(config: DistillConfig, contexts: Contexts, schedule: Schedule) -> RandomConditions | None:
+    """What draws other conditions, where that is on; raises as `RandomConditions`."""
+    given = config.random_conditions
+    return RandomConditions(given, contexts, schedule.steps) if given.share else None
 
 
 def schedule_of(config: DistillConfig, teacher: ScheduleConfig) -> ScheduleConfig:

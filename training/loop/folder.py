@@ -29,6 +29,7 @@ FREE = {
     *("run.max_skipped", "run.compile", "run.batch_size", "run.accumulate"),  # the images of a step are compared
     *("data.workers", "data.cache", "data.max_corrupt"),
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
+    "random_conditions.path",
     "recompute",
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")

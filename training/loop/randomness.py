@@ -17,7 +17,7 @@ class SampleRandom:
     Args:
         seed: of the run.
         ordinals: [B] int64, different for every sample of the run.
-        device: where `normal` draws; normal numbers differ between kinds of devices, uniform ones do not.
+        device: where `normal` draws; normal numbers differ between kinds of devices, the others do not.
     """
 
     def __init__(self, seed: int, ordinals: Tensor, device: torch.device | str = "cpu") -> None:
@@ -31,8 +31,8 @@ class SampleRandom:
         return torch.tensor([stream.random() for stream in self.streams], dtype=torch.float64)
 
     def integers(self, high: int) -> Tensor:
-        """[B] int64 from 0 to `high` − 1, on the device."""
-        return torch.tensor([int(stream.integers(high)) for stream in self.streams], device=self.device)
+        """[B] int64 from 0 to `high` − 1, on the CPU."""
+        return torch.tensor([int(stream.integers(high)) for stream in self.streams])
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """[B, *shape] float32 of mean 0 and variance 1, on the device."""
