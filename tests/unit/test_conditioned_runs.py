@@ -35,7 +35,7 @@ def teacher(folder: Path, conditioning: ConditioningConfig) -> Path:
 
 
 def run(folder: Path, name: str) -> RunConfig:
-    return RunConfig(folder / name, steps=2, batch_size=4, preview_every=2, checkpoint_every=2, log_every=1, warmup=1)
+    return RunConfig(folder / name, steps=2, batch_size=4, preview_every=2, checkpoint_every=2, warmup=1, trackers=())
 
 
 def data(folder: Path) -> DataConfig:

@@ -44,7 +44,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def configure(teacher: Path, data: DataConfig, out: Path = Path("unused"), **settings: Any) -> DistillConfig:
-    run = RunConfig(out, steps=4, batch_size=4, preview_every=2, checkpoint_every=2, log_every=1, warmup=1)
+    often = {"preview_every": 0, "checkpoint_every": 2, "log_every": 1}
+    run = RunConfig(out, steps=4, batch_size=4, warmup=1, trackers=(), **often)  # type: ignore[arg-type]
     return replace(DistillConfig(run, teacher, model_channels=32, data=data), **settings)
 
 
@@ -228,7 +229,7 @@ def test_a_trained_students_file_opens_and_holds_its_teachers_other_parts(
 def test_the_seed_decides_the_student(teacher: Path, data: DataConfig, tmp_path: Path) -> None:
     def train(name: str, seed: int) -> Tensor:
         config = configure(teacher, data, tmp_path / name)
-        run = replace(config.run, seed=seed, steps=2, preview_every=0)
+        run = replace(config.run, seed=seed, steps=2)
         path = distill.train(replace(config, run=run))["path"]
         return checkpoint.read(path).tensors[UNET + "input_blocks.0.0.weight"]
 
@@ -266,7 +267,7 @@ def test_what_cannot_be_distilled_is_a_sentence_and_leaves_no_run(
 
 def test_a_diverging_run_stops_and_exports_nothing(teacher: Path, data: DataConfig, tmp_path: Path) -> None:
     config = configure(teacher, data, tmp_path / "run")
-    broken = replace(config, run=replace(config.run, lr=1e30, clip=1e30, warmup=0, preview_every=0))
+    broken = replace(config, run=replace(config.run, lr=1e30, clip=1e30, warmup=0))
     with pytest.raises(SpectralError, match=r"not finite in the last \d steps.*lower run\.lr"):
         distill.train(broken)
     assert not list((tmp_path / "run").glob("*.safetensors"))

@@ -83,6 +83,7 @@ def test_distill_leaves_a_run_that_explains_itself_and_a_student_that_samples(co
     for step in (2, 4):
         with Image.open(run / "previews" / f"{step:06d}.png") as preview:
             assert preview.width >= 32
+        assert (run / "previews" / f"{step:06d}-spectra.png").stat().st_size > 5000
         assert (run / "checkpoints" / f"{step:08d}.pt").exists()
     environment = json.loads((run / "environment.json").read_text())
     assert environment["command"][1:] == ["distill", "--config", "config.yaml", "--loss.alpha", "-0.5", "--json"]
