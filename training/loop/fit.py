@@ -185,7 +185,7 @@ def _accelerator(run: RunConfig) -> Accelerator:
         cpu=state.device.type == "cpu" and not by_deepspeed(),
         mixed_precision="no" if by_deepspeed() else run.precision,
         gradient_accumulation_steps=run.accumulate,
-        log_with=list(run.trackers),
+        log_with=list(run.trackers) or None,
         project_config=folders,
     )
     for name in run.trackers:
