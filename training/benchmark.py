@@ -7,12 +7,13 @@ optimizer and the average.
 
 from __future__ import annotations
 
+import io
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,11 @@ def distill_step(batch: int, precision: Any, pairs: int) -> dict[str, float]:
         data = as_latents(data, teacher.first_stage, TEACHER.name)
         task = DistillTask(about.unet, teacher, contexts, config)
         trainer = Trainer(task, run)
-        with closing(Progress(run, 0, trainer.accelerator)) as progress, closing(trainer.feed(data, 0)) as feed:
+        with (
+            redirect_stderr(io.StringIO()),  # the line of the steps
+            closing(Progress(run, 0, trainer.accelerator)) as progress,
+            closing(trainer.feed(data, 0)) as feed,
+        ):
             steps = iter(range(run.steps))
             times = paired(
                 lambda: trainer.step(next(steps), feed, progress), _bare(trainer, next(trainer.feed(data, 0))), pairs
