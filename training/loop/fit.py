@@ -69,7 +69,8 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
             if stopping:
                 raise StoppedRun(step + 1, run.steps)
     trainer.guard.finish()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training, which parts the processes: another run may follow
+        tracker.finish()
     trainer.ema.keep()
     return progress.last
 
