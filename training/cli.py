@@ -38,6 +38,7 @@ COMMANDS = {
     "distill": Command("distill", "distil a wavelet-gated student from a teacher"),
     "sample": Command("sample", "make images with a checkpoint"),
     "evaluate": Command("evaluate", "sample, and measure the samples against data: distances, spectra, size, speed"),
+    "ablate": Command("ablate", "train and evaluate the eight rows of the paper's ablation (Table 5)"),
     "spectrum": Command("spectrum", "power spectra of images, and comparisons of two sets"),
     "bench": Command("benchmark", "how fast the kit is, as ratios of times taken side by side"),
     "inspect": Command("inspect", "what a checkpoint, preset or teacher is"),
@@ -86,7 +87,16 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    _part()
     return 0
+
+
+def _part() -> None:
+    """Take leave of the other processes of a launch, where there are any."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..spectral import checkpoint
 from ..spectral.checkpoint import Checkpoint
+from ..spectral.config import ModelConfig
+from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from . import cli
 from .data.config import DataConfig
@@ -26,6 +28,7 @@ from .evaluation.reference import open_reference, prompts_of
 from .evaluation.report import SCORES
 from .evaluation.scoring import Subject
 from .processes import device, is_main, join
+from .sample import guidance_weight
 from .teachers import assemble, digests
 
 MOST = 50_000  # samples by default, as published distances take them
@@ -39,7 +42,7 @@ def evaluate(
     networks: Networks,
     *,
     inputs: dict[str, str | None] | None = None,
-    reference: Measured | None = None,
+    reference: Callable[[], Measured] | None = None,
 ) -> dict[str, Any] | None:
     """Sample from a checkpoint and measure the samples; every process of a launch calls this.
 
@@ -50,7 +53,7 @@ def evaluate(
         data: the reference, at the size of the samples; its captions or classes are the prompts.
         out: the folder of the samples and the report.
         inputs: SHA-256 of the other files that the model is put together from.
-        reference: what `networks` saw in the data, where that is known already.
+        reference: gives what `networks` saw in the data, where that is known already.
 
     Returns:
         The report; None in all processes but the main one.
@@ -59,18 +62,8 @@ def evaluate(
         SpectralError: the folder holds samples made otherwise, the model cannot be sampled from, the sizes differ, or
             there are too few images.
     """
-    count = min(len(data), MOST) if config.count is None else config.count
-    enough(count, "count")
-    enough(len(data), "The data")
-    cutoff = config.cutoff_of(data.config.size)
     condition = opened.config.conditioning
-    if networks.clip is not None and condition.kind != "text":
-        raise SpectralError(
-            f"{opened.file.path.name} does not draw from text, so it has no CLIP score; leave out clip."
-        )
-    order = samples.order_of(len(data), count, config.seed)
-    known = prompts_of(condition, data, config.vocabulary)
-    prompts = [known[index] for index in order]
+    order, prompts = plan(opened.config, opened.file.path.name, data, config, networks)
     asked = data.sha256 if condition.kind != "none" else None
     settings = samples.settings_of(opened, config, **(inputs or {}), data=asked)
     if settings["size"] != data.config.size:
@@ -80,16 +73,46 @@ def evaluate(
     filled = samples.fill(out, opened, prompts, config, settings)
     if not is_main():
         return None
-    expected = {"sampling": settings, "images": count, "cutoff": cutoff, **scoring.circumstances(config, networks)}
+    expected = {
+        "sampling": settings,
+        "images": len(order),
+        "cutoff": config.cutoff_of(data.config.size),
+        **scoring.circumstances(config, networks),
+    }
     before = scoring.known_report(out, expected) if not filled.made else None
     if before is not None and before["data"]["sha256"] == data.sha256:
         return before
-    pictures = [samples.path_of(out, index) for index in range(count)]
+    pictures = [samples.path_of(out, index) for index in range(len(order))]
     about = {"checkpoint": scoring.about_checkpoint(opened), "sampling": settings}
     subject = Subject(
         opened.config.kind, pictures, order, prompts, condition.kind == "text", opened, filled.throughput, about
     )
-    return scoring.score(subject, data, out, config, networks, reference)
+    return scoring.score(subject, data, out, config, networks, reference() if reference is not None else None)
+
+
+def plan(
+    model: ModelConfig, name: str, data: Images, config: EvaluationConfig, networks: Networks
+) -> tuple[list[int], list[str]]:
+    """The image of the data that every sample stands beside, and what it is asked for by.
+
+    Args:
+        model: what is sampled from.
+        name: of its file, for the sentence.
+
+    Raises:
+        SpectralError: there are too few images, or the model cannot be sampled from or measured as `config` says.
+    """
+    count = min(len(data), MOST) if config.count is None else config.count
+    enough(count, "count")
+    enough(len(data), "The data")
+    config.cutoff_of(data.config.size)
+    Schedule.from_config(model.schedule).ddim_timesteps(config.steps)
+    guidance_weight(model.conditioning, config.guidance)
+    if networks.clip is not None and model.conditioning.kind != "text":
+        raise SpectralError(f"{name} does not draw from text, so it has no CLIP score; leave out clip.")
+    known = prompts_of(model.conditioning, data, config.vocabulary)
+    order = samples.order_of(len(data), count, config.seed)
+    return order, [known[index] for index in order]
 
 
 def evaluate_pictures(

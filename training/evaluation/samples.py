@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...spectral.checkpoint import Checkpoint
+from ...spectral.config import ModelConfig
 from ...spectral.errors import SpectralError
 from ..decoding import decode, files_in, floats
 from ..files import write_whole
@@ -74,7 +75,6 @@ def settings_of(opened: Checkpoint, config: EvaluationConfig, **inputs: str | No
     if opened.unet is None or opened.first_stage is None:
         raise SpectralError(f"{opened.file.path.name} cannot sample: it lacks a U-Net or a first stage.")
     opened.schedule.ddim_timesteps(config.steps)
-    guidance = guidance_weight(opened.config.conditioning, config.guidance)
     return {
         "checkpoint": opened.file.sha256,
         **inputs,
@@ -83,10 +83,21 @@ def settings_of(opened: Checkpoint, config: EvaluationConfig, **inputs: str | No
         "head_channels": opened.unet.config.num_head_channels,
         "prediction": opened.config.schedule.prediction,
         "scale_factor": opened.config.scale_factor,
+        **asked(opened.config, config),
+    }
+
+
+def asked(model: ModelConfig, config: EvaluationConfig) -> dict[str, Any]:
+    """What of `settings_of` is known before there is a model.
+
+    Raises:
+        SpectralError: a guidance or a size that the model cannot be sampled with.
+    """
+    return {
         "steps": config.steps,
-        "guidance": guidance,
+        "guidance": guidance_weight(model.conditioning, config.guidance),
         "seed": config.seed,
-        "size": image_side(opened.config, config.size),
+        "size": image_side(model, config.size),
     }
 
 

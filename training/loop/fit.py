@@ -75,7 +75,8 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
     trainer.guard.finish()
     trainer.ema.keep()
     gather_(task)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training, which parts the processes: another run may follow
+        tracker.finish()
     return progress.last
 
 

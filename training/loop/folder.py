@@ -129,6 +129,13 @@ def check_resumable(config: Any, inputs: dict[str, str | None]) -> None:
             print(f"Note: {key} was {before[key]!r} in this run before, and is {value!r} now.", file=sys.stderr)
 
 
+def same_run(before: dict[str, Any], config: Any) -> bool:
+    """Whether a finished run, by what its exported model says of it (`summary`), is the one that is configured now."""
+    known = dict(_leaves(before))
+    asked = {key: value for key, value in _leaves(plain(config, names=True)) if key not in FREE or key == "run.steps"}
+    return all(known.get(key, value) == value for key, value in asked.items()) and "run.steps" in known
+
+
 def _known(path: Path) -> dict[str, Any]:
     """What a run says of itself in a YAML or JSON file, by dotted key; nothing where there is no such file.
 

@@ -1,0 +1,108 @@
+"""The page of an ablation: Table 5 with ours beside it, what each part does, pictures, spectra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from . import html
+from .table5 import COLUMNS, PARTS, agreement, number
+
+#: What is said of the two halves of the table, on the page and in the terminal.
+PLAINLY = (
+    "The paper's column is FID on FFHQ, 256 × 256 pixels, after 150,000 steps of 512 images. Ours are other measures "
+    "of other pictures. The numbers of the two cannot be compared; whether the rows come in the same order can."
+)
+
+
+def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
+    """The page.
+
+    Args:
+        result: as ablation.json has it, of all rows.
+        grid: pictures of all models on the same prompts and noise, a PNG file.
+        spectra: their radial spectra, likewise.
+
+    Returns:
+        HTML. Whatever comes from files is escaped; pictures are inside; the reports of the rows are linked.
+    """
+    rows, about = result["rows"], result["about"]
+    sections = [
+        f"<h1>{escape(about['title'])}</h1><p class='lead'>{escape(told(about))}</p>",
+        "<h2>Table 5, the paper's and ours</h2>",
+        _table(rows),
+        f"<p class='soft' style='margin-top:.8rem'>{escape(PLAINLY)} {escape(_bands(about))}</p>",
+        _effects(result["effects"]),
+        _order(rows),
+        html.notes(result["notes"]),
+        "<h2>Pictures</h2><p class='soft'>Every model on the same prompts and the same noise.</p>",
+        html.plot(grid, "Data and samples of every row", "whole"),
+        "<h2>Radial power spectra</h2>",
+        html.plot(spectra, "Radial power spectra"),
+        "<h2>How it was made</h2>",
+        _facts(result),
+    ]
+    return html.document(about["title"], sections)
+
+
+def told(about: Mapping[str, Any]) -> str:
+    """What was trained and measured, in a sentence or two."""
+    said = f"Each row: {about['steps']:,} steps of {about['images_per_step']:,} images, seed {about['seed']}"
+    said += f", of {about['data_images']:,} images in {about['data']} ({about['size']} × {about['size']} pixels)."
+    return f"{said} {about['samples']:,} samples of each are compared with them."
+
+
+def _bands(about: Mapping[str, Any]) -> str:
+    return (
+        "Band errors are the mean |ln ratio| of the power spectra below and from "
+        f"{about['cutoff']:g} cycles per image on (0 is none, 0.69 a factor of two)."
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = [name for name in COLUMNS if rows[0].get(name) is not None]
+    head = [*(f"<th>{called}</th>" for called in PARTS.values()), "<th class='number'>paper<br>FID</th>"]
+    head += [f"<th class='number'>ours<br>{escape(COLUMNS[name])}</th>" for name in columns]
+    lines = [f"<tr>{''.join(head)}<th></th></tr>"]
+    for row in rows:
+        cells = [f"<td>{'✓' if row[part] else '–'}</td>" for part in PARTS]
+        cells += [f"<td class='number'>{row['paper_fid']:.1f}</td>"]
+        cells += [f"<td class='number'>{number(name, row[name])}</td>" for name in columns]
+        link = f"<a href='{escape(row['name'])}/evaluation/report.html'>report</a>"
+        lines.append(f"<tr>{''.join(cells)}<td>{link}</td></tr>")
+    return f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"
+
+
+def _effects(found: Mapping[str, Mapping[str, float]]) -> str:
+    """How much of the error each part takes away."""
+    columns = list(found["all"])
+    called = {"paper_fid": "paper<br>FID"} | {name: f"ours<br>{escape(said)}" for name, said in COLUMNS.items()}
+    lines = [f"<tr><th></th>{''.join(f'<th class=number>{called[name]}</th>' for name in columns)}</tr>"]
+    for part, changes in found.items():
+        label = "all three, against none" if part == "all" else PARTS[part]
+        cells = "".join(f"<td class='number'>{100 * changes[name]:+.0f} %</td>" for name in columns)
+        lines.append(f"<tr><th>{label}</th>{cells}</tr>")
+    said = "Mean change of each error over the four pairs of rows that differ in that part alone; below 0, it helps."
+    table = f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"
+    return f"<h2>What each part changes</h2><p class='soft'>{said}</p>{table}"
+
+
+def _order(rows: Sequence[Mapping[str, Any]]) -> str:
+    said = []
+    for name in ("fd_effnet", "fid", "high_error"):
+        if rows[0].get(name) is not None:
+            alike, pairs = agreement(rows, name)
+            said.append(f"{COLUMNS[name]} orders {alike} of the {pairs} pairs of rows as the paper's FID does")
+    return f"<p style='margin-top:.8rem'>{escape('; '.join(said))}. By chance it would be half of them.</p>"
+
+
+def _facts(result: Mapping[str, Any]) -> str:
+    rows = [(row["name"], f"{html.million(row['params'])} parameters, {html.million(row['macs'])} multiply-adds")
+            for row in result["rows"]]  # fmt: skip
+    rows += [(name, str(value)) for name, value in result["about"].items() if name not in ("title",)]
+    cells = (
+        f"<tr><th>{escape(re.sub('_', ' ', name))}</th><td class='code'>{escape(said)}</td></tr>" for name, said in rows
+    )
+    return f"<table>{''.join(cells)}</table>"
