@@ -145,7 +145,7 @@ def _accelerator(run: RunConfig) -> Accelerator:
         cpu=state.device.type == "cpu",
         mixed_precision=run.precision,
         gradient_accumulation_steps=run.accumulate,
-        log_with=list(run.trackers),
+        log_with=list(run.trackers) or None,
         project_config=folders,
     )
     for name in run.trackers:
