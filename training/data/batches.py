@@ -23,6 +23,8 @@ from .config import DataConfig
 from .notes import CorruptLog
 from .order import Order, Plan
 
+#: Samples of a stream before which a share of corrupt ones says nothing.
+JUDGED = 1000
 #: "ordinal" int64 [B], how many samples the run saw before each; "index" int64 [B] (not of a stream); "caption" and
 #: "label" (the subgroup) list[str]; and either "image" uint8 [B, 3, H, W], or "moments" [B, 2C, h, w] (mean and
 #: log-variance), or "latent" [B, C, h, w], not yet scaled.
@@ -234,7 +236,7 @@ class Batches(Iterator[Batch]):
         self.seen += self.stride
         self.data.note(loaded.counted)
         for name, reason in loaded.corrupt:
-            self.log.add(name, reason, self.seen)
+            self.log.add(name, reason, max(self.seen, JUDGED) if self.stride else self.seen)
         if loaded.batch is None:
             raise SpectralError(loaded.failure or f"No image of {self.log.source} can be read; check the data.")
         if self._ordinals is not None:

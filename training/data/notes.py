@@ -6,6 +6,7 @@ Images that cannot be read are named once each, and too many of them stop the ru
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +18,22 @@ from ...spectral.errors import SpectralError
 def append(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Add JSON lines to a file, behind a line that was cut when the run was killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut = path.exists() and not (b"\n" + path.read_bytes()).endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * cut + "".join(json.dumps(entry) + "\n" for entry in entries))
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * cut + "".join(json.dumps(entry) + "\n" for entry in entries)).encode())
 
 
-def _lines(path: Path | None) -> list[str]:
-    """The lines of a file, if there is one; the last may have been cut when the run was killed."""
-    return path.read_text("utf-8").split("\n") if path is not None and path.exists() else []
+def _lines(path: Path | None, start: int = 0) -> tuple[list[str], int]:
+    """The lines of a file from a byte on, if there is one, and where they end; the last may have been cut when the run
+    was killed, or not be whole yet."""
+    if path is None or not path.exists():
+        return [], 0
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+    return content.decode("utf-8", "replace").split("\n"), start + content.rfind(b"\n") + 1
 
 
 class CorruptLog:
@@ -38,15 +47,17 @@ class CorruptLog:
 
     def __init__(self, path: Path | None, limit: float, source: str) -> None:
         self.path, self.limit, self.source = path, limit, source
-        self.known = self._read()
+        self.known: dict[str, str] = {}
+        self._end = 0
+        self._read()
 
-    def _read(self) -> dict[str, str]:
-        known: dict[str, str] = {}
-        for line in _lines(self.path):
+    def _read(self) -> None:
+        """Learn what has been added to the file."""
+        lines, self._end = _lines(self.path, self._end)
+        for line in lines:
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                known[str(entry["file"])] = str(entry["reason"])
-        return known
+                self.known.setdefault(str(entry["file"]), str(entry["reason"]))
 
     def add(self, name: str, reason: str, seen: int) -> None:
         """Count a sample that cannot be read, of `seen` in all (of the data, or of a stream so far).
@@ -58,7 +69,7 @@ class CorruptLog:
             self.known[name] = reason
             if self.path is not None:
                 append(self.path, [{"file": name, "reason": reason}])
-                self.known |= self._read()
+                self._read()
         self.check(seen)
 
     def check(self, seen: int) -> None:
@@ -84,7 +95,7 @@ class ShardCounts:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.known: dict[int, int] = {}
-        for line in _lines(path):
+        for line in _lines(path)[0]:
             with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self.known[int(entry["shard"])] = int(entry["samples"])

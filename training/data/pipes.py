@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
@@ -59,10 +61,9 @@ def samples(command: str, subgroups: Sequence[str], epoch: int) -> Iterator[Raw]
                 if chosen(groups, subgroups):
                     yield Raw(name, f"{name} of pipe:{command}", content, caption, groups, epoch)
         except (tar.ArchiveError, ValueError) as error:
-            _drain(process)
-            _check_exit(process, command, said)
+            if not process.stdout.read(1):  # it has ended, and says why; what still writes is no archive
+                _check_exit(process, command, said)
             raise unreadable(f"pipe:{command}", error) from error
-        _drain(process)
         _check_exit(process, command, said)
 
 
@@ -102,13 +103,17 @@ def _started(command: str, said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]
 def _drain(process: subprocess.Popen[bytes]) -> None:
     """Read on to the end of the output: a command that cannot write would not end, or end with an error."""
     assert process.stdout is not None
-    while process.stdout.read(1 << 20):
-        pass
+    end = time.monotonic() + PATIENCE
+    while select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+        if not os.read(process.stdout.fileno(), 1 << 20) or time.monotonic() > end:
+            break
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
+        process.wait(max(0.1, end - time.monotonic()))
 
 
 def _check_exit(process: subprocess.Popen[bytes], command: str, said: IO[bytes]) -> None:
+    """Wait for the end of a command, as long as patience lasts; raise SpectralError where it failed."""
+    _drain(process)
     if process.returncode:
         said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
         lines = said.read().decode("utf-8", "replace").strip().splitlines()

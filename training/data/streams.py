@@ -78,7 +78,7 @@ class Stream(Data):
         self.counts.add(counted)
 
     def lanes(self, world: int) -> int:
-        """How many there are; a multiple of the number of processes.
+        """How many there are: a multiple of the number of processes, and the same for as many numbers as possible.
 
         Raises:
             SpectralError: there are more processes than shards.
@@ -88,7 +88,9 @@ class Stream(Data):
                 f"{self.source} has {len(self.commands)} shards for {world} processes; each needs one of its own: "
                 "start fewer processes, or cut the data into more shards."
             )
-        return max(world, min(self.config.lanes, len(self.commands)) // world * world)
+        most = min(self.config.lanes, len(self.commands))
+        parts = [count for count in range(world, most + 1, world) if self.config.lanes % count == 0]
+        return max(parts, default=max(world, most // world * world))
 
     def loader(self, batch_size: int, seed: int, start: int, rank: int, world: int, workers: int) -> DataLoader[Loaded]:
         lanes = self.lanes(world)
