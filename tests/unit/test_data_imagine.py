@@ -157,7 +157,7 @@ def test_a_student_learns_without_any_image(folder: Path, tmp_path: Path, capsys
     more.write_text("a whale\na lamp\nthe sea")
     given = RandomConditionsConfig(share=1.0, decay=1.0, path=more)
     config = configure(folder / "text.safetensors", DataConfig(str(tmp_path / "latents"), size=16), tmp_path / "run")
-    config = replace(config, random_conditions=given)
+    config = replace(config, random_conditions=given, run=replace(config.run, preview_every=2))
     result = distill.train(config)
     assert "imagined by another teacher" not in capsys.readouterr().err
     student = checkpoint.load(Path(result["path"]))
