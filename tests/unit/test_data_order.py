@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training.data.batches import Batch, batches
+from spectral_diffusion.training.data.batches import Batch, batches, dead_workers_told
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.dataset import open_data
 from spectral_diffusion.training.data.images import Images
@@ -146,11 +147,11 @@ def test_a_killed_worker_is_a_sentence(folder: Path) -> None:
     found = batches(opened(folder), 2, seed=0, workers=1)
     next(found)
     (worker,) = multiprocessing.active_children()
-    worker.kill()
-    with pytest.raises(SpectralError, match=r"A worker that reads the data was killed.*set data\.workers lower"):
+    said = r"A worker that reads the data was killed.*set data\.workers lower"
+    with closing(found), pytest.raises(SpectralError, match=said), dead_workers_told():
+        worker.kill()
         for _ in range(20):
             next(found)
-    found.close()
     assert not multiprocessing.active_children()
 
 

@@ -180,6 +180,24 @@ def _leave_signals(worker: int) -> None:
 
 
 @contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """Within the block a worker that was killed is a sentence; torch says so wherever the program happens to be.
+
+    Raises:
+        SpectralError: a worker was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+            raise
+        raise SpectralError(
+            "A worker that reads the data was killed, most likely for want of memory; "
+            "set data.workers lower, and start the run again."
+        ) from error
+
+
+@contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Within the block those two signals wait; on systems without masks they do not."""
     if not hasattr(signal, "pthread_sigmask"):
@@ -223,14 +241,8 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         before = time.perf_counter()
         try:
-            loaded = next(self._loaded)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
-                raise
-            raise SpectralError(
-                "A worker that reads the data was killed, most likely for want of memory; "
-                "set data.workers lower, and start the run again."
-            ) from error
+            with dead_workers_told():
+                loaded = next(self._loaded)
         finally:
             self.waited += time.perf_counter() - before
         self.seen += self.stride

@@ -22,7 +22,7 @@ from accelerate.utils import LoggerType, ProjectConfiguration, set_seed
 from torch import Tensor, nn
 
 from ...spectral.errors import SpectralError
-from ..data.batches import Batches, Data, batches
+from ..data.batches import Batches, Data, batches, dead_workers_told
 from ..processes import by_deepspeed, processes
 from . import snapshots, zero
 from .config import RunConfig
@@ -59,6 +59,7 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
         stoppable() as stop_asked,
         closing(Progress(run, start, accelerator)) as progress,
         closing(trainer.feed(data, start)) as feed,
+        dead_workers_told(),
     ):
         for step in range(start, run.steps):
             trainer.step(step, feed, progress)
