@@ -293,9 +293,10 @@ def _interpolate_log(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
 def _summary(profiles: Tensor, sizes: list[tuple[int, int]], bins: int) -> RadialSpectrum:
     """One RadialSpectrum of the profiles [N, bins + 1] of N images of the given sizes."""
     known = {size: (_ring_counts(*size, bins), _ring_frequencies(*size, bins)) for size in set(sizes)}
-    count = torch.stack([known[size][0] for size in sizes]).double()
-    # Of one size, to the last bit the same for any number of images: sets are compared where their rings are equal.
-    frequency = torch.stack([known[size][1] for size in (sizes if len(known) > 1 else known)])
+    # Of one size, once: to the last bit the same for any number of images, so that such sets are compared ring by ring.
+    apart = sizes if len(known) > 1 else list(known)
+    count = torch.stack([known[size][0] for size in apart]).double()
+    frequency = torch.stack([known[size][1] for size in apart])
     there = (count > 0).any(0)
     if not there.any():
         raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")

@@ -68,8 +68,8 @@ class AblateConfig(DistillConfig):
 def ablate(config: AblateConfig) -> dict[str, Any] | None:
     """Train and measure every row that is not done; every process of a launch calls this.
 
-    Leaves a folder for each row in `run.out`, with its run and, in `evaluation`, its samples and report; and beside
-    them ablation.json, after every row, and ablation.html, grid.png and spectra.png in the end.
+    Leaves a folder for each row in `run.out`, with its run and, in `evaluation/STEPS`, its samples and report; and
+    beside them ablation.json, after every row, and ablation.html, grid.png and spectra.png in the end.
 
     Returns:
         What ablation.json holds; None in all processes but the main one.
@@ -97,7 +97,7 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
     for number, row in enumerate(ROWS, 1):
         _say(f"Row {number} of {len(ROWS)}: {row.title}")
         own = configuration(config, row)
-        place = own.run.out / "evaluation"
+        place = _measured_in(own)
         before = scoring.known_report(place, {})
         if row.name not in done:
             train(own)
@@ -113,7 +113,7 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
     if not is_main():
         return None
     result = _result(config, data, reports)
-    _draw(config.run.out, data, how, reports)
+    _draw(config, data, reports)
     grid, spectra = (config.run.out.joinpath(name).read_bytes() for name in ("grid.png", "spectra.png"))
     write_whole(config.run.out / "ablation.html", ablation.page(result, grid, spectra))
     _write(config.run.out, result)
@@ -154,6 +154,11 @@ def _model(config: DistillConfig) -> Path:
     return config.run.out / f"{'student' if config.resampler == 'wavelet' else 'lite'}.safetensors"
 
 
+def _measured_in(config: DistillConfig) -> Path:
+    """The folder of a row's samples and report; another one when it is trained on."""
+    return config.run.out / "evaluation" / f"{config.run.steps:06d}"
+
+
 def _done(config: AblateConfig, how: EvaluationConfig, teacher: CheckpointFile, data: Images) -> list[str]:
     """The rows that have all their steps, by name.
 
@@ -166,7 +171,7 @@ def _done(config: AblateConfig, how: EvaluationConfig, teacher: CheckpointFile, 
     for row in ROWS:
         own = configuration(config, row)
         check_resumable(own, inputs)
-        samples.check_folder(own.run.out / "evaluation", samples.asked(teacher.config, how))
+        samples.check_folder(_measured_in(own), samples.asked(teacher.config, how))
         if _model(own).exists():
             made = checkpoint.read(_model(own)).config
             if made.teacher_sha256 == teacher.sha256 and same_run(made.training.get("config", {}), own):
@@ -178,6 +183,8 @@ def _result(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, 
     """What ablation.json holds, of the rows that there are reports of."""
     complete = len(reports) == len(ROWS)
     rows = table5.entries(reports)
+    places = {row.name: _measured_in(configuration(config, row)).relative_to(config.run.out) for row in ROWS}
+    rows = [entry | {"report": (places[entry["name"]] / "report.html").as_posix()} for entry in rows]
     found = {"complete": complete, "rows": rows, "about": _about(config, data, reports)}
     return found | ({"effects": table5.effects(rows)} if complete else {}) | {"notes": _notes(reports)}
 
@@ -193,9 +200,10 @@ def _about(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, A
     return {
         "title": f"Ablation of {config.title}",
         "teacher": config.teacher.name,
-        "data": data.config.path,
-        "subgroups": list(data.config.subgroups),
-        "data_images": report["data"]["images"],
+        "data": config.data.path,
+        "subgroups": list(config.data.subgroups),
+        "reference": report["data"]["path"],
+        "reference_images": report["data"]["images"],
         "size": report["size"],
         "steps": run.steps,
         "images_per_step": run.batch_size * run.accumulate,
@@ -220,19 +228,21 @@ def _of_a_row(note: str, report: dict[str, Any]) -> str:
     return note.replace(f"({report['checkpoint']['kind']})", "(a row)")
 
 
-def _draw(out: Path, data: Images, config: EvaluationConfig, reports: Mapping[str, dict[str, Any]]) -> None:
+def _draw(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, Any]]) -> None:
     """grid.png, a line for every row on the same prompts and noise, and spectra.png of some of them."""
+    out = config.run.out
     first = next(iter(reports.values()))
     side, count = first["size"], first["images"]
-    shown, kept = pick(data, samples.order_of(len(data), count, config.seed)[:COLUMNS])
+    shown, kept = pick(data, samples.order_of(len(data), count, config.evaluation.seed)[:COLUMNS])
     lines = {"data": shown}
     titles = {row.name: row.title for row in ROWS}
-    for name in reports:
-        paths = [samples.path_of(out / name / "evaluation", index) for index in kept]
-        lines[titles[name]] = torch.cat(list(samples.read(paths, side, COLUMNS)))
+    for row in ROWS:
+        place = _measured_in(configuration(config, row))
+        paths = [samples.path_of(place, index) for index in kept]
+        lines[row.title] = torch.cat(list(samples.read(paths, side, COLUMNS)))
     figures.save_grid(lines, out / "grid.png", scale=2 if side <= 128 else 1)
     spectra = {"data": scoring.spectrum_of(first["spectra"]["data"])}
-    for name in (name for name in DRAWN if name in reports):
+    for name in DRAWN:
         report = reports[name]
         spectra[titles[name]] = scoring.spectrum_of(report["spectra"][report["checkpoint"]["kind"]])
     title = f"Radial power spectra of data and of {count:,} samples of each row"

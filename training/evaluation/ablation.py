@@ -49,9 +49,9 @@ def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
 
 def told(about: Mapping[str, Any]) -> str:
     """What was trained and measured, in a sentence or two."""
-    said = f"Each row: {about['steps']:,} steps of {about['images_per_step']:,} images, seed {about['seed']}"
-    said += f", of {about['data_images']:,} images in {about['data']} ({about['size']} × {about['size']} pixels)."
-    return f"{said} {about['samples']:,} samples of each are compared with them."
+    said = f"Each row: {about['steps']:,} steps of {about['images_per_step']:,} images of {about['data']}, seed "
+    said += f"{about['seed']}. {about['samples']:,} samples of each, {about['size']} × {about['size']} pixels, are "
+    return said + f"compared with {about['reference_images']:,} images of {about['reference']}."
 
 
 def _bands(about: Mapping[str, Any]) -> str:
@@ -70,7 +70,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [f"<td>{'✓' if row[part] else '–'}</td>" for part in PARTS]
         cells += [f"<td class='number'>{row['paper_fid']:.1f}</td>"]
         cells += [f"<td class='number'>{number(name, row[name])}</td>" for name in columns]
-        link = f"<a href='{escape(row['name'])}/evaluation/report.html'>report</a>"
+        link = f"<a href='{escape(row['report'])}'>report</a>"
         lines.append(f"<tr>{''.join(cells)}<td>{link}</td></tr>")
     return f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"
 

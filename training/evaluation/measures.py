@@ -69,7 +69,7 @@ class Networks:
 
         Args:
             batches: images [B, 3, S, S] in [0, 1] and what is said of each.
-            total: images in all, for the bar.
+            total: images in all, at most.
             window: of the spectra.
             captioned: whether what is said describes them in words, for CLIP.
 
@@ -78,16 +78,18 @@ class Networks:
         """
         middle = Moments(EfficientNetLite0.MIDDLE)
         inception = Moments(Inception.WIDTH) if self.inception is not None else None
-        last: list[Tensor] = []
+        last = torch.empty(total, EfficientNetLite0.LAST)
         matches: list[Tensor] = []
 
         def watched() -> Iterator[Tensor]:
+            seen = 0
             with tqdm(total=total, desc="looking", unit="image", dynamic_ncols=True, disable=None) as bar:
                 for batch, captions in batches:
                     here = batch.to(device())
                     shallow, deep = self.efficient_net(here)
                     middle.add(shallow)
-                    last.append(deep.cpu())
+                    last[seen : seen + len(batch)] = deep.cpu()
+                    seen += len(batch)
                     if self.inception is not None and inception is not None:
                         inception.add(self.inception(here))
                     if self.clip is not None and captioned:
@@ -97,7 +99,7 @@ class Networks:
 
         spectrum = radial_spectrum(watched(), window=window)
         clip = torch.cat(matches).double().mean().item() if matches else None
-        return Measured(spectrum, middle, torch.cat(last), inception, clip)
+        return Measured(spectrum, middle, last[: spectrum.images], inception, clip)
 
 
 def compare(reference: Measured, found: Measured, cutoff: float, seed: int = 0) -> dict[str, Any]:
