@@ -235,8 +235,7 @@ class Batches(Iterator[Batch]):
             self.waited += time.perf_counter() - before
         self.seen += self.stride
         self.data.note(loaded.counted)
-        for name, reason in loaded.corrupt:
-            self.log.add(name, reason, max(self.seen, JUDGED) if self.stride else self.seen)
+        self.log.add(loaded.corrupt, max(self.seen, JUDGED) if self.stride else self.seen)
         if loaded.batch is None:
             raise SpectralError(loaded.failure or f"No image of {self.log.source} can be read; check the data.")
         if self._ordinals is not None:
@@ -296,11 +295,7 @@ def batches(
     Raises:
         SpectralError: too much of the data cannot be read.
     """
-    found = CorruptLog(None if folder is None else folder / "corrupt.log", data.config.max_corrupt, data.source)
-    count = data.count
-    if count is not None:
-        for name, reason in data.found():
-            found.add(name, reason, count)
+    found, count = corrupt_log(data, folder, write=rank == 0), data.count
     stride = 0 if count is not None else batch_size * world
     data.recall(folder)
     loader = data.loader(batch_size, seed, start, rank, world, data.config.workers if workers is None else workers)
@@ -309,3 +304,18 @@ def batches(
         for first in itertools.count((start * world + rank) * batch_size, batch_size * world)
     )
     return Batches(loader, data, found, start * stride if count is None else count, stride, ordinals)
+
+
+def corrupt_log(data: Data, folder: Path | None, write: bool) -> CorruptLog:
+    """The log of what cannot be read, in a run's folder, with all in it that was found when the data was opened.
+
+    Args:
+        folder: None keeps no file.
+        write: name there what was found, which one process does for all.
+
+    Raises:
+        SpectralError: that is too much.
+    """
+    log = CorruptLog(None if folder is None else folder / "corrupt.log", data.config.max_corrupt, data.source)
+    log.add(data.found(), data.count or 0, write)
+    return log
