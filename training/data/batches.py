@@ -224,8 +224,8 @@ class Batches(Iterator[Batch]):
         before = time.perf_counter()
         try:
             loaded = next(self._loaded)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self._lost_a_worker(error):
                 raise
             raise SpectralError(
                 "A worker that reads the data was killed, most likely for want of memory; "
@@ -241,6 +241,15 @@ class Batches(Iterator[Batch]):
         if self._ordinals is not None:
             loaded.batch["ordinal"] = next(self._ordinals)
         return loaded.batch
+
+    def _lost_a_worker(self, error: Exception) -> bool:
+        """Whether that is why there is no batch: torch says so, or the way to it is cut in the middle of one."""
+        if isinstance(error, RuntimeError):
+            return "exited unexpectedly" in str(error) or "killed by signal" in str(error)
+        workers = getattr(self._loaded, "_workers", ())
+        return bool(workers) and (
+            isinstance(error, (ConnectionError, EOFError)) or not all(worker.is_alive() for worker in workers)
+        )
 
     def take_wait(self) -> float:
         """Seconds spent waiting for batches since this was last asked."""
