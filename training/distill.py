@@ -56,7 +56,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     if is_main():
         cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
     contexts.freeze(teacher.conditioner)
-    data = as_latents(data, teacher.first_stage, config.teacher.name)
+    data = as_latents(data, teacher.first_stage, config.teacher.name, config.run.out)
     task = DistillTask(about.unet, teacher, contexts, config)
     seconds = seconds_per_step(task, data, config.run)
     if is_main():

@@ -119,7 +119,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     check_fit(config, base.config.first_stage)
     contexts = Contexts(config.conditioning, data, config.dropout)
     begin(config, autoencoder=base.file.sha256, data=data.sha256)
-    data = as_latents(data, base.first_stage, config.autoencoder.name)
+    data = as_latents(data, base.first_stage, config.autoencoder.name, config.run.out)
     task = DenoisingTask(config, base, contexts)
     about = ModelConfig(
         "teacher", config.unet, base.config.first_stage, config.conditioning, config.schedule, base.config.scale_factor

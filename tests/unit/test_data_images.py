@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import multiprocessing
 import os
 import pickle
+import random
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,7 +144,7 @@ def test_nothing_to_train_on_is_a_sentence(tmp_path: Path) -> None:
         opened(tmp_path / "empty")
     with pytest.raises(SpectralError, match=r"No data at .*missing: expected a folder.*emoji64"):
         opened(tmp_path / "missing")
-    with pytest.raises(SpectralError, match="holds no images in the groups green"):
+    with pytest.raises(SpectralError, match="holds no images in the groups green; its groups are blue, red"):
         opened(tiny.pictures(tmp_path / "some"), subgroups=("green",))
 
 
@@ -235,10 +237,19 @@ def test_a_shard_cut_anywhere_is_named(size: int, tmp_path: Path) -> None:
         opened(tmp_path / "cut.tar")
 
 
-@pytest.mark.parametrize("content", [b"no tar at all" * 100, b"\x1f\x8b" + bytes(2000)], ids=["text", "gzip"])
-def test_what_is_no_shard_is_named(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"no tar at all" * 100, "a header is damaged, or it is no tar archive"),
+        (gzip.compress(random.Random(0).randbytes(2000)), "it is compressed; unpack it, or let data.path be a pipe:"),
+    ],
+    ids=["text", "gzip"],
+)
+def test_what_is_no_shard_is_named(content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "broken.tar").write_bytes(content)
-    with pytest.raises(SpectralError, match=r"broken\.tar cannot be read as a tar shard of images \(a header is dam"):
+    with pytest.raises(
+        SpectralError, match=rf"broken\.tar cannot be read as a tar shard of images \({says}.*restore it"
+    ):
         opened(tmp_path / "broken.tar")
 
 

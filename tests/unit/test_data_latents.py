@@ -27,9 +27,9 @@ from spectral_diffusion.training import cli
 from spectral_diffusion.training.data import caching
 from spectral_diffusion.training.data.batches import Batch, batches
 from spectral_diffusion.training.data.config import DataConfig
-from spectral_diffusion.training.data.dataset import open_data, open_images
+from spectral_diffusion.training.data.dataset import as_latents, open_data, open_images
 from spectral_diffusion.training.data.images import Images
-from spectral_diffusion.training.data.latents import HeldLatents, first_stage_sha256, latents_of
+from spectral_diffusion.training.data.latents import HeldLatents, encode, first_stage_sha256, latents_of
 from spectral_diffusion.training.data.latents_folder import CachedLatents
 from spectral_diffusion.training.data.order import Plan
 
@@ -138,6 +138,27 @@ def test_latents_in_memory_are_what_they_were(pictures: Path, stage: Path) -> No
     assert held.sha256 == open_data(DataConfig(str(pictures), 16)).sha256 and held.in_memory
     with pytest.raises(SpectralError, match=r"set data\.crop to centre"):
         HeldLatents(open_images(DataConfig(str(pictures), 16, crop="random")), first_stage)
+
+
+def test_what_takes_the_place_of_a_corrupt_image_brings_its_own_caption(stage: Path, tmp_path: Path) -> None:
+    """In memory, as when it is read anew; a run names what was found, and too much of it before anything is encoded."""
+    pictures, first_stage = tiny.pictures(tmp_path / "data", 8), opened_stage(stage)
+    for name in ("blue-2", "blue-4", "red-7"):
+        (pictures / name.split("-")[0] / f"{name}.png").write_bytes(b"")
+    images = open_images(DataConfig(str(pictures), 16, flip=True, max_corrupt=3))
+    held = as_latents(images, first_stage, "stage", tmp_path / "run")
+    assert isinstance(held, HeldLatents)
+    for epoch in range(4):
+        one, other = batch_of(images, list(range(8)), epoch), batch_of(held, list(range(8)), epoch)
+        assert one["index"].tolist() == other["index"].tolist() == [0, 3, 3, 3, 4, 5, 6, 0]
+        assert one["caption"] == other["caption"] and one["label"] == other["label"]
+        torch.testing.assert_close(encode(first_stage, one["image"]), other["moments"])
+    log = tmp_path / "run" / "corrupt.log"
+    assert len(log.read_text().splitlines()) == 3
+    few = open_images(DataConfig(str(pictures), 16, max_corrupt=2))
+    with pytest.raises(SpectralError, match=r"3 of the images of .* cannot be read.*2 allows; all are named in .*log"):
+        as_latents(few, first_stage, "stage", tmp_path / "run")
+    assert len(log.read_text().splitlines()) == 3
 
 
 def test_a_posterior_is_drawn_from(pictures: Path, stage: Path) -> None:

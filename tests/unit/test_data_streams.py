@@ -156,13 +156,14 @@ def test_a_corrupt_image_is_named_once_and_replaced_by_the_next(workers: int, tm
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"), [(2, "3 of the images"), (0, "1 of the images"), (0.002, "3 of the images")]
+    ("limit", "says"), [(2, "3 of the images"), (0, "2 of the images"), (0.002, "3 of the images")]
 )
 def test_too_many_corrupt_images_stop_the_run(limit: float, says: str, tmp_path: Path) -> None:
     corrupted(tmp_path, range(0, 24, 4))
     data = opened(tmp_path, "cat {folder}/00000.tar", max_corrupt=limit)
     with pytest.raises(SpectralError, match=rf"{says} of pipe:cat .* cannot be read, more than data\.max_corrupt"):
         taken(data, 24, folder=tmp_path)
+    assert len((tmp_path / "corrupt.log").read_text().splitlines()) == (3 if limit else 2)
 
 
 def test_where_no_image_can_be_read_the_run_stops(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from spectral_diffusion.training.teachers import open_teacher
 from spectral_diffusion.training.train_teacher import DenoisingTask, TeacherConfig
 
 from . import tiny
+from .test_data_images import noise
 
 INDICES = [0, 3, 5, 6]
 
@@ -271,3 +272,28 @@ def test_a_diverging_run_stops_and_exports_nothing(teacher: Path, data: DataConf
     with pytest.raises(SpectralError, match=r"not finite in the last \d steps.*lower run\.lr"):
         distill.train(broken)
     assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("resampler", ["wavelet", "conv"])
+def test_a_student_learns_from_images_of_several_aspects(resampler: Any, teacher: Path, tmp_path: Path) -> None:
+    """Features and spectra are compared at the shapes that the buckets have."""
+    for index in range(24):
+        name = ("blue", "red")[index % 2]
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        noise([(34, 20), (20, 34), (24, 24)][index % 3], index).save(tmp_path / "data" / name / f"{index}.png")
+    buckets = DataConfig(str(tmp_path / "data"), size=16, buckets=True, workers=0)
+    config = configure(teacher, buckets, tmp_path / "run", resampler=resampler)
+    shapes = set()
+    forward = DistillTask.distillation
+
+    def spy(self: DistillTask, x_0: Tensor, pairs: Any) -> Any:
+        shapes.add(tuple(x_0.shape[2:]))
+        assert len(pairs) == 1 + len(self.taps) and pairs[0].student.shape == x_0.shape
+        return forward(self, x_0, pairs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillTask, "distillation", spy)
+        result = distill.train(replace(config, run=replace(config.run, steps=6)))
+    assert len(shapes) == 3 and (8, 8) in shapes and all(height * width <= 80 for height, width in shapes)
+    assert all(result[name] > 0 for name in ("ddpm", "spatial", "frequency"))
+    assert (tmp_path / "run" / "previews" / "000006.png").exists()

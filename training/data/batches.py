@@ -25,6 +25,10 @@ from .order import Order, Plan
 
 #: Samples of a stream before which a share of corrupt ones says nothing.
 JUDGED = 1000
+WORKER_KILLED = (
+    "A worker that reads the data was killed, most likely for want of memory; "
+    "set data.workers lower, and start the run again."
+)
 #: "ordinal" int64 [B], how many samples the run saw before each; "index" int64 [B] (not of a stream); "caption" and
 #: "label" (the subgroup) list[str]; and either "image" uint8 [B, 3, H, W], or "moments" [B, 2C, h, w] (mean and
 #: log-variance), or "latent" [B, C, h, w], not yet scaled.
@@ -191,10 +195,7 @@ def dead_workers_told() -> Iterator[None]:
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
-        raise SpectralError(
-            "A worker that reads the data was killed, most likely for want of memory; "
-            "set data.workers lower, and start the run again."
-        ) from error
+        raise SpectralError(WORKER_KILLED) from error
 
 
 @contextmanager
@@ -243,17 +244,26 @@ class Batches(Iterator[Batch]):
         try:
             with dead_workers_told():
                 loaded = next(self._loaded)
+        except (OSError, EOFError) as error:
+            if not self._lost_a_worker(error):
+                raise
+            raise SpectralError(WORKER_KILLED) from error
         finally:
             self.waited += time.perf_counter() - before
         self.seen += self.stride
         self.data.note(loaded.counted)
-        for name, reason in loaded.corrupt:
-            self.log.add(name, reason, max(self.seen, JUDGED) if self.stride else self.seen)
+        self.log.add(loaded.corrupt, max(self.seen, JUDGED) if self.stride else self.seen)
         if loaded.batch is None:
             raise SpectralError(loaded.failure or f"No image of {self.log.source} can be read; check the data.")
         if self._ordinals is not None:
             loaded.batch["ordinal"] = next(self._ordinals)
         return loaded.batch
+
+    def _lost_a_worker(self, error: Exception) -> bool:
+        """Whether that is why the way to a batch was cut in the middle of it."""
+        workers = getattr(self._loaded, "_workers", ())
+        cut = isinstance(error, (ConnectionError, EOFError))
+        return bool(workers) and (cut or not all(worker.is_alive() for worker in workers))
 
     def take_wait(self) -> float:
         """Seconds spent waiting for batches since this was last asked."""
@@ -308,11 +318,7 @@ def batches(
     Raises:
         SpectralError: too much of the data cannot be read.
     """
-    found = CorruptLog(None if folder is None else folder / "corrupt.log", data.config.max_corrupt, data.source)
-    count = data.count
-    if count is not None:
-        for name, reason in data.found():
-            found.add(name, reason, count)
+    found, count = corrupt_log(data, folder, write=rank == 0), data.count
     stride = 0 if count is not None else batch_size * world
     data.recall(folder)
     loader = data.loader(batch_size, seed, start, rank, world, data.config.workers if workers is None else workers)
@@ -321,3 +327,18 @@ def batches(
         for first in itertools.count((start * world + rank) * batch_size, batch_size * world)
     )
     return Batches(loader, data, found, start * stride if count is None else count, stride, ordinals)
+
+
+def corrupt_log(data: Data, folder: Path | None, write: bool) -> CorruptLog:
+    """The log of what cannot be read, in a run's folder, with all in it that was found when the data was opened.
+
+    Args:
+        folder: None keeps no file.
+        write: name there what was found, which one process does for all.
+
+    Raises:
+        SpectralError: that is too much.
+    """
+    log = CorruptLog(None if folder is None else folder / "corrupt.log", data.config.max_corrupt, data.source)
+    log.add(data.found(), data.count or 0, write)
+    return log

@@ -19,11 +19,10 @@ from ...spectral.config import ConditioningConfig, ModelConfig
 from ...spectral.errors import SpectralError
 from ...spectral.formats.source import FIRST_STAGE
 from . import latents, order
-from .batches import Batches, Loading, make_loader
+from .batches import Batches, Loading, corrupt_log, make_loader
 from .images import Images
 from .latents import encode
 from .latents_writing import WriteOptions, begin, finish, new_index, stored, write_shard
-from .notes import CorruptLog
 from .order import Plan
 
 #: Samples that every bucket has at least; smaller ones join their neighbours.
@@ -124,9 +123,7 @@ def _write_shards(
     about: dict[str, Any],
     options: CacheOptions,
 ) -> None:
-    log = CorruptLog(options.out / "corrupt.log", images.config.max_corrupt, images.source)
-    for name, reason in images.found():
-        log.add(name, reason, len(images))
+    log = corrupt_log(images, options.out, PartialState().is_main_process)
     plans = [plan for number in numbers for plan in _parts(shards[number], options.batch)]
     loader = make_loader(Loading(images, 0, mirrored=False), 0 if images.in_memory else options.workers, sampler=plans)
     loaded = Batches(loader, images, log, len(images), 0)

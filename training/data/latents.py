@@ -65,8 +65,13 @@ class Latents(MapData):
 
     def load(self, plan: Plan, seed: int, mirrored: bool = True) -> Loaded:
         framing = Framing(flip=self.config.flip and mirrored, seed=seed)
-        rows = [self.row(index, framing.draw(self.key(index), epoch)[1]) for epoch, index in plan.items]
-        return Loaded(self._batch([index for _, index in plan.items], rows), [])
+        items = [(epoch, self.shown(index)) for epoch, index in plan.items]
+        rows = [self.row(index, framing.draw(self.key(index), epoch)[1]) for epoch, index in items]
+        return Loaded(self._batch([index for _, index in items], rows), [])
+
+    def shown(self, index: int) -> int:
+        """The sample that is given in the place of one: itself, unless it could not be read."""
+        return index
 
     def preview_samples(self, count: int) -> Batch:
         """From all over the data, not mirrored."""
@@ -112,16 +117,18 @@ class HeldLatents(Latents):
                 "data.buckets out."
             )
         self.images, self.kind = images, kind_of(first_stage)
-        plain, flipped = [], []
+        plain, flipped, shown = [], [], []
         for start in range(0, len(images), batch):
             items = [(0, index) for index in range(start, min(start + batch, len(images)))]
             loaded = images.load(Plan(items), 0, mirrored=False).batch
             if loaded is None:
                 raise SpectralError(_unreadable(images))
+            shown += loaded["index"].tolist()
             plain.append(encode(first_stage, loaded["image"]).cpu())
             if images.config.flip:
                 flipped.append(encode(first_stage, loaded["image"].flip(-1)).cpu())
         self._rows, self._flipped = torch.cat(plain), torch.cat(flipped) if flipped else None
+        self._shown = shown
 
     @property
     def in_memory(self) -> bool:
@@ -137,6 +144,9 @@ class HeldLatents(Latents):
     def preview_samples(self, count: int) -> Batch:
         """The images themselves."""
         return self.images.preview_samples(count)
+
+    def shown(self, index: int) -> int:
+        return self._shown[index]
 
     def key(self, index: int) -> str:
         return self.images.records[index].key

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def _check_settings(config: DataConfig, about: dict[str, Any], folder: Path) -> 
 
 def is_cache(path: Path) -> bool:
     """Whether a folder is one of cached latents."""
-    if not (path / INDEX).is_file():
+    if not os.path.isfile(path / INDEX):  # which is False, too, where one may not look
         return False
     return not any(path.glob("*.tar")) and (any(path.glob("latents-*.safetensors")) or _names_format(path / INDEX))
 

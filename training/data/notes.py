@@ -59,17 +59,23 @@ class CorruptLog:
                 entry = json.loads(line)
                 self.known.setdefault(str(entry["file"]), str(entry["reason"]))
 
-    def add(self, name: str, reason: str, seen: int) -> None:
-        """Count a sample that cannot be read, of `seen` in all (of the data, or of a stream so far).
+    def add(self, found: Sequence[tuple[str, str]], seen: int, write: bool = True) -> None:
+        """Count samples that cannot be read, by name and reason.
+
+        Args:
+            seen: how many there are in all, of the data, or of a stream so far.
+            write: name them in the file; not where another process does.
 
         Raises:
-            SpectralError: it is one too many.
+            SpectralError: there are too many now.
         """
-        if name not in self.known:
-            self.known[name] = reason
-            if self.path is not None:
-                append(self.path, [{"file": name, "reason": reason}])
-                self._read()
+        if not found:
+            return
+        self._read()
+        new = {name: reason for name, reason in found if name not in self.known}
+        self.known |= new
+        if new and write and self.path is not None:
+            append(self.path, [{"file": name, "reason": reason} for name, reason in new.items()])
         self.check(seen)
 
     def check(self, seen: int) -> None:

@@ -85,7 +85,9 @@ def _in_shard(path: Path) -> list[Record]:
 def unreadable(name: str, error: Exception) -> SpectralError:
     """The sentence for a shard that is none."""
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["it is empty"])[0].rstrip(":")
-    return SpectralError(f"{name} cannot be read as a tar shard of images ({reason}).")
+    return SpectralError(
+        f"{name} cannot be read as a tar shard of images ({reason}); restore it, or leave it out of data.path."
+    )
 
 
 def _index(path: Path, archive: tar.Archive) -> list[Record]:

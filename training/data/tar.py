@@ -84,6 +84,8 @@ def _check(header: bytes) -> bytes:
         expected = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         expected = -1
+    if header.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+        raise ArchiveError("it is compressed; unpack it, or let data.path be a pipe: that does")
     if sum(header) - sum(header[148:156]) + 8 * 32 != expected:
         raise ArchiveError("a header is damaged, or it is no tar archive")
     return header[156:157]

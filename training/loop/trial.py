@@ -21,7 +21,7 @@ def seconds_per_step(task: nn.Module, data: Data, run: RunConfig) -> float:
         SpectralError: there is not enough memory for a batch, or no batch of data.
     """
     size = run.batch_size // processes().num_processes
-    with closing(batches(data, size, seed=run.seed, workers=0)) as feed:
+    with closing(batches(data, size, seed=run.seed, workers=0, folder=run.out)) as feed:
         batch = next(feed)
     task.to(device())
     try:
