@@ -35,7 +35,7 @@ from .loop.progress import Progress
 from .processes import device
 from .teachers import open_teacher
 
-PAIRS, QUICK_PAIRS, WARM = 20, 5, 2
+PAIRS, QUICK_PAIRS, WARM = 40, 5, 3
 
 
 def paired(first: Callable[[], None], second: Callable[[], None], count: int) -> tuple[list[float], list[float]]:
@@ -121,12 +121,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "what", nargs="*", metavar="WHAT", choices=[*BENCHES, []], help=f"of {', '.join(BENCHES)}; all by default"
     )
-    parser.add_argument("--batch", type=int, help="images at a time; 64 on a GPU, else 16, by default")
+    parser.add_argument("--batch", type=int, help="images at a time; 64 on a GPU, else 32, by default")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of the training")
     parser.add_argument("--quick", action="store_true", help="less than a minute")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
-    batch = arguments.batch or (64 if device().type == "cuda" else 16)
+    batch = arguments.batch or (64 if device().type == "cuda" else 32)
     result: dict[str, Any] = {}
     for name in arguments.what or BENCHES:
         result |= BENCHES[name](batch, arguments.precision, QUICK_PAIRS if arguments.quick else PAIRS)

@@ -293,7 +293,7 @@ def test_a_student_learns_from_images_of_several_aspects(resampler: Any, teacher
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DistillTask, "distillation", spy)
-        result = distill.train(replace(config, run=replace(config.run, steps=6)))
+        result = distill.train(replace(config, run=replace(config.run, steps=6, preview_every=6)))
     assert len(shapes) == 3 and (8, 8) in shapes and all(height * width <= 80 for height, width in shapes)
     assert all(result[name] > 0 for name in ("ddpm", "spatial", "frequency"))
     assert (tmp_path / "run" / "previews" / "000006.png").exists()

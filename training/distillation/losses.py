@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .objectives import half_plane, power
+from . import transforms
+from .objectives import half_plane
 
 #: Weights of frequencies: (powers |F_s − F_t|² [B, C, H, W // 2 + 1], size (H, W)) → weights that multiply them.
 Weigh = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -95,7 +98,7 @@ def distances(pairs: Sequence[Pair], weigh: Weigh | None) -> Distances:
     sizes: dict[tuple[int, int], list[Tensor]] = {}
     for student, teacher, scale in pairs:
         _, channels, height, width = student.shape
-        gap = (student.float() - teacher.float()) * (channels * torch.as_tensor(scale)) ** -0.5
+        gap = (student.float() - teacher.float()).mul_((channels * torch.as_tensor(scale)) ** -0.5)
         sizes.setdefault((height, width), []).append(gap)
     zero = torch.zeros(len(pairs[0].student), device=pairs[0].student.device)
     total = Distances(zero, zero, zero, zero)
@@ -107,21 +110,44 @@ def distances(pairs: Sequence[Pair], weigh: Weigh | None) -> Distances:
 
 def _distances(gap: Tensor, size: tuple[int, int], weigh: Weigh | None) -> Distances:
     """`distances` of one difference, summed over its channels."""
-    spatial = gap.square().sum((1, 2, 3)) / (size[0] * size[1])
     if weigh is None:
+        spatial = gap.square().sum((1, 2, 3)) / (size[0] * size[1])
         zero = torch.zeros_like(spatial)
         return Distances(spatial, zero, zero, zero)
-    powers = power(gap)
-    count, high = half_plane(size, gap.device)
-    share = count / (size[0] * size[1])
-    weights = weigh(powers, size)
-    # The weights of Eq. 10 are the same for every channel, so that the channels are summed first.
-    plain = powers.sum(1)
-    weighted = plain * weights.squeeze(1) if weights.shape[1] == 1 else (powers * weights).sum(1)
-    with torch.no_grad():
-        spatial_high = (plain * (share * high)).sum((1, 2))
-        frequency_high = (weighted * (share * high)).sum((1, 2))
-    return Distances(spatial, (weighted * share).sum((1, 2)), spatial_high, frequency_high)
+    return Distances(*_InFrequencies.apply(gap, weigh))  # type: ignore[no-untyped-call]
+
+
+class _InFrequencies(torch.autograd.Function):
+    """`Distances` of a difference [B, C, H, W] float32, by one real transform forward and one back.
+
+    Both losses are Σ w |F|² / (H W) over all frequencies, the spatial one with w = 1 by Parseval's theorem. So their
+    gradients are 2 F⁻¹(w F) / (H W), and one inverse transform gives the sum of both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gap: Tensor, weigh: Weigh) -> tuple[Tensor, ...]:
+        size = (gap.shape[2], gap.shape[3])
+        spectrum = transforms.forward(gap)
+        powers = spectrum.real.square() + spectrum.imag.square()
+        weights = weigh(powers, size)
+        ctx.save_for_backward(spectrum, weights)
+        ctx.size = size
+        # The weights of Eq. 10 are the same for every channel, so that the channels are summed first.
+        plain = powers.sum(1)
+        weighted = plain * weights.squeeze(1) if weights.shape[1] == 1 else (powers * weights).sum(1)
+        count, high = half_plane(size, gap.device)
+        share = count / math.prod(size)
+        found = [(loss * share).sum((1, 2)) for loss in (plain, weighted)]
+        found += [(loss * (share * high)).sum((1, 2)) for loss in (plain, weighted)]
+        ctx.mark_non_differentiable(*found[2:])
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, spatial: Tensor, frequency: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        spectrum, weights = ctx.saved_tensors
+        factors = spatial[:, None, None, None] + frequency[:, None, None, None] * weights
+        return transforms.backward(spectrum * (factors * (2.0 / math.prod(ctx.size))), ctx.size), None
 
 
 def half(weights: Tensor) -> Tensor:

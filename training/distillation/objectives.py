@@ -5,6 +5,8 @@ Everything here gives one value a sample, [B], so that steps can be weighed and 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,7 @@ def binned(values: Tensor, t: Tensor, steps: int, of: Tensor | None = None) -> T
     return torch.zeros(BINS, 2, device=values.device).index_add_(0, places, rows)
 
 
+@cache
 def half_plane(size: tuple[int, int], device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """How often each frequency of a real transform [H, W // 2 + 1] stands for one of the whole, and which are high.
 
