@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import signal
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,31 @@ def test_a_stopped_run_goes_on_to_the_same_bits(stop: int, accumulate: int, tmp_
     assert_same(resumed, whole)
     assert statistics["loss"] == expected["loss"]
     assert [line["step"] for line in lines(tmp_path / "stopped")] == list(range(5, 61, 5))
+
+
+def test_a_translated_network_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile, with a backend that needs no compiler."""
+    graphs: list[nn.Module] = []
+
+    def keep(graph: nn.Module, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=keep))
+    plain, _ = run(tmp_path / "plain")
+    assert not graphs
+    translated, _ = run(tmp_path / "run", compile=True)
+    assert len(graphs) == 1
+    for name in plain:
+        torch.testing.assert_close(translated[name], plain[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_missing_compiler_is_a_sentence(tmp_path: Path) -> None:
+    without = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, toy.__file__, str(tmp_path / "run"), "compile"]
+    done = subprocess.run(command, env=os.environ | without, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"^torch\.compile failed \(.+\); set run\.compile to false\.$", done.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize("where", ["preview", "checkpoint"])

@@ -1,7 +1,8 @@
 """A toy task for the training loop; as a program, a run that has an accident: `python toy.py RUN ACCIDENT`.
 
 preview, checkpoint: it dies by SIGKILL, as when memory runs out, while it draws the preview of step 30 or half-way
-through writing the checkpoint of step 30. full: from step 30 on no file may grow. long: it has none, but takes a while.
+through writing the checkpoint of step 30. full: from step 30 on no file may grow. compile: its network is to be
+translated. long: it has no accident, but takes a while.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from spectral_diffusion.training.loop.fit import fit
 from spectral_diffusion.training.loop.randomness import SampleRandom
 
 
+class Layers(nn.Sequential):
+    """A network with a forward of its own: torch.compile leaves torch's alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class Toy(nn.Module):
     """A small network that learns to denoise ten fixed vectors; its loss depends on the batch and on fresh noise.
 
@@ -36,7 +46,7 @@ class Toy(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            self.layers = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, 4))
+            self.layers = Layers(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, 4))
             self.register_buffer("data", torch.randn(10, 4))
         self.seen: list[list[int]] = []
 
@@ -46,6 +56,10 @@ class Toy(nn.Module):
         noise = SampleRandom(0, batch["ordinal"]).normal((4,)) + self.library()
         loss = (self.layers(x + noise) - x).square().mean()
         return {"loss": loss, "rms": loss.detach().sqrt()}
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.layers,)
 
     def library(self) -> Tensor:
         return 0.1 * torch.randn(())
@@ -112,7 +126,8 @@ def main(out: Path, where: str) -> None:
 
     if where == "checkpoint":
         torch.save = save_half
-    fit(Toy(), Numbers(), config(out, **(LONG if where == "long" else {})), preview)
+    settings = {"long": LONG, "compile": {"compile": True}}.get(where, {})
+    fit(Toy(), Numbers(), config(out, **settings), preview)
 
 
 if __name__ == "__main__":
