@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..spectral.errors import SpectralError, printable
 from ..spectral.formats.source import ReadOptions
+from .launching import start_all_that_were_asked_for
 from .loop.stopping import StoppedRun
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ def entry() -> None:
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main`, with a user's error as one sentence on standard error and exit code 2."""
+    start_all_that_were_asked_for()
     try:
         command(sys.argv[1:] if argv is None else argv)
     except SpectralError as error:

@@ -45,9 +45,3 @@ def device() -> torch.device:
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return bool(processes().is_main_process)
-
-
-def is_alone_unasked() -> bool:
-    """Whether `accelerate launch` was asked for several processes and, as it does on CPUs, started one."""
-    asked = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
-    return asked and bool(parse_flag_from_env("ACCELERATE_USE_CPU"))

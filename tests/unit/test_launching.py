@@ -11,6 +11,8 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from spectral_diffusion.training.launching import asked_for
+
 from .test_sharding import checkpoint, close, plain
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs" / "accelerate"
@@ -40,6 +42,30 @@ def test_fsdp_cuts_the_student_as_one() -> None:
 def test_deepspeed_cuts_the_optimizers_state() -> None:
     found = environment("deepspeed")
     assert (found["ACCELERATE_USE_DEEPSPEED"], found["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "2")
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("python -m accelerate.commands.launch --cpu --num_processes 2 -m package.module --steps 3", 2),
+        ("python /bin/accelerate launch --num-processes=4 --cpu script.py launch", 4),
+        ("python /bin/accelerate-launch --cpu --num_processes 3 script.py --num_processes 5", 3),
+        ("python -m accelerate.commands.accelerate_cli launch --cpu --num_processes 2 script.py", 2),
+        ("python -m accelerate.commands.launch --config_file {config} script.py", 6),
+        ("python -m accelerate.commands.launch --cpu --num_processes 1 script.py", None),
+        ("python -m accelerate.commands.launch --cpu --num_processes 4 --num_machines 2 script.py", None),
+        ("python -m accelerate.commands.launch --cpu --num_processes 4 --no-such-option", None),
+        ("python other.py launch --num_processes 2 script.py", None),
+        ("python", None),
+    ],
+)
+def test_processes_that_a_launcher_was_asked_for_are_read_from_its_command(
+    line: str, count: int | None, tmp_path: Path
+) -> None:
+    """That they are started is tested in test_faults, with their weights."""
+    config = tmp_path / "cpus.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 6\n")
+    assert asked_for(line.format(config=config).split()) == count
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ import yaml
 
 from ...spectral.errors import SpectralError
 from ..files import write_whole
-from ..processes import is_alone_unasked, is_main, processes
+from ..processes import is_main, processes
 from . import snapshots
 
 #: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher, a
@@ -74,12 +74,6 @@ def begin(config: Any, **inputs: str | None) -> None:
         return
     out: Path = config.run.out
     check_resumable(config, inputs)
-    if is_alone_unasked():
-        print(
-            "Note: accelerate launch --cpu starts a single process, whatever --num_processes says; for several use "
-            "python -m torch.distributed.run --nproc_per_node N.",
-            file=sys.stderr,
-        )
     write_whole(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
     environment = {
         "command": sys.argv,
