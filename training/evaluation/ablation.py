@@ -101,7 +101,7 @@ def _order(rows: Sequence[Mapping[str, Any]]) -> str:
 def _facts(result: Mapping[str, Any]) -> str:
     rows = [(row["name"], f"{html.million(row['params'])} parameters, {html.million(row['macs'])} multiply-adds")
             for row in result["rows"]]  # fmt: skip
-    rows += [(name, str(value)) for name, value in result["about"].items() if name not in ("title",)]
+    rows += [(name, html.said(value).strip("()")) for name, value in result["about"].items() if name not in ("title",)]
     cells = (
         f"<tr><th>{escape(re.sub('_', ' ', name))}</th><td class='code'>{escape(said)}</td></tr>" for name, said in rows
     )

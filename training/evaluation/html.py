@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -84,3 +86,14 @@ def _data_uri(kind: str, content: bytes) -> str:
 def million(count: float) -> str:
     """Parameters or multiply-adds, shortened."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def said(value: Any) -> str:
+    """A setting in words, digests shortened."""
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {said(item)}" for key, item in value.items()) + ")"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12] + "…"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -153,17 +152,7 @@ def _facts(report: dict[str, Any]) -> str:
         items = list(found.items()) if isinstance(found, dict) else [("", found)]
         if part == "sampling":  # the digests stand in the rows above
             items = [(key, value) for key, value in items if key not in ("checkpoint", "data")]
-        said = "; ".join(f"{key} {_plain(value)}".strip() for key, value in items if value not in (None, [], {}, -1))
+        said = "; ".join(f"{key} {html.said(value)}".strip() for key, value in items if value not in (None, [], {}, -1))
         if said:
             rows.append(f"<tr><th>{escape(called)}</th><td class='code'>{escape(said)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) + ")"
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
-        return value[:12] + "…"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
