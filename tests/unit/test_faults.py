@@ -63,6 +63,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on(number: sig
     assert process.returncode == 0 and done >= 3
     assert f"Stopped after step {done} of 9000; the same command goes on from there." in said
     assert not (folder / "run" / "student.safetensors").exists()
+    if number == signal.SIGINT:
+        return  # what it goes on with is the same
     for out in ("run", "whole"):
         ended = subprocess.run([*DISTILL, "--run.out", out, "--run.steps", str(done + 2)], cwd=folder, text=True)
         assert ended.returncode == 0
