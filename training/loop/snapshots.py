@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,21 @@ def restore(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the sums that it wrote
+                raise ValueError("its content has changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not set(state) >= _ENTRIES:
             raise ValueError("not what this kit writes")
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         raise SpectralError(
             f"{path} cannot be read as a checkpoint; remove it, and the run goes on from the one before it."
         ) from error
