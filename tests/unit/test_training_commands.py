@@ -137,6 +137,8 @@ def test_a_typo_in_a_key_is_a_sentence_and_exit_code_2(configuration: Path) -> N
         (["--run.decay", "exponential"], "exponential"),
         (["--loss.spacial", "1"], "spacial"),
         (["--nonsense"], "nonsense"),
+        (["--run.step", "3"], "run.step"),
+        (["--run.out", ""], "run.out is empty"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--config", "teacher.safetensors"], "teacher.safetensors"),
         (["--config=teacher.safetensors"], "teacher.safetensors"),

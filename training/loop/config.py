@@ -61,6 +61,8 @@ class RunConfig:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
+        if self.out == Path():
+            raise SpectralError("run.out is empty; expected the folder of the run.")
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
