@@ -25,6 +25,7 @@ from ...spectral.errors import SpectralError
 from ..data.batches import Batches, Data, batches, dead_workers_told
 from ..processes import by_deepspeed, processes
 from . import snapshots, zero
+from .alone import alone
 from .config import RunConfig
 from .ema import EMA
 from .guard import Guard
@@ -47,12 +48,18 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
         The last logged statistics.
 
     Raises:
-        SpectralError: the checkpoint in the folder is damaged or belongs to another model, or one cannot be written; or
-            the loss diverges.
+        SpectralError: the checkpoint in the folder is damaged or belongs to another model, or one cannot be written;
+            the loss diverges; or another process trains in the folder.
         StoppedRun: a signal asked for the end; a checkpoint of the step that was done then is in the folder.
     """
     trainer = Trainer(task, run)
-    accelerator = trainer.accelerator
+    with alone(run.out, trainer.accelerator.is_main_process):
+        return _train(trainer, data, preview)
+
+
+def _train(trainer: Trainer, data: Data, preview: Callable[[Path], None]) -> dict[str, float]:
+    """The loop of `fit`."""
+    run, accelerator = trainer.run, trainer.accelerator
     start = trainer.restore()
     accelerator.init_trackers("spectral-diffusion", init_kwargs={"tensorboard": {"purge_step": start + 1}})
     with (
@@ -75,7 +82,7 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
                 raise StoppedRun(step + 1, run.steps)
     trainer.guard.finish()
     trainer.ema.keep()
-    gather_(task)
+    gather_(trainer.task)
     for tracker in accelerator.trackers:  # not end_training, which parts the processes: another run may follow
         tracker.finish()
     return progress.last

@@ -21,6 +21,7 @@ from ...spectral.errors import SpectralError
 from ..files import write_whole
 from ..processes import is_alone_unasked, is_main, processes
 from . import snapshots
+from .alone import alone
 
 #: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher, a
 #: first stage and the images it is the content that must stay, wherever it lies.
@@ -66,14 +67,15 @@ def begin(config: Any, **inputs: str | None) -> None:
 
     Raises:
         SpectralError: the folder has checkpoints of a run with other settings or inputs (the first that differs is
-            named), or of one with more steps than are asked for.
+            named), or of one with more steps than are asked for; or another process trains there.
     """
     torch.manual_seed(config.run.seed)
     commit = git_commit()  # of the code that runs, not of what the checkout has become when the run ends
     if not is_main():
         return
     out: Path = config.run.out
-    check_resumable(config, inputs)
+    with alone(out):
+        check_resumable(config, inputs)
     if is_alone_unasked():
         print(
             "Note: accelerate launch --cpu starts a single process, whatever --num_processes says; for several use "
