@@ -35,6 +35,7 @@ from .evaluation.reference import open_reference, pick
 from .evaluation.table5 import ROWS, Row
 from .files import write_whole
 from .loop.folder import check_resumable, plain, same_run
+from .loop.stopping import stopping_in_order
 from .processes import device, is_main, join, processes
 from .sample import image_side
 from .teachers import assemble, digests
@@ -267,6 +268,7 @@ def told(result: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+@stopping_in_order()
 def main(argv: Sequence[str]) -> None:
     """The command `ablate`."""
     config, as_json = cli.parse_config(AblateConfig, argv, "ablate", __doc__)

@@ -165,6 +165,7 @@ def parse_config(cls: type[T], argv: Sequence[str], command: str, description: s
     import yaml
 
     parser = jsonargparse.ArgumentParser(f"spectral-diffusion {command}", description=description, exit_on_error=False)
+    parser.allow_abbrev = False  # a key that is cut short is misspelt
     parser.add_argument("--config", action="config", help="YAML file; what follows it overrides its values")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_class_arguments(cls, fail_untyped=True)

@@ -30,6 +30,7 @@ from .distillation.summary import describe
 from .distillation.task import DistillTask, schedule_of
 from .loop.fit import fit
 from .loop.folder import begin, summary
+from .loop.stopping import stopping_in_order
 from .loop.trial import seconds_per_step
 from .previews import Preview
 from .processes import is_main
@@ -122,7 +123,17 @@ def _of_another(data: Data, teacher: checkpoint.Checkpoint) -> tuple[str, ...]:
 def export(
     path: Path, about: ModelConfig, student: nn.Module, teacher: checkpoint.Checkpoint, config: DistillConfig
 ) -> None:
-    """Write the student's file, in float16, with the teacher's first stage and conditioner beside its U-Net."""
+    """Write the student's file, in float16, with the teacher's first stage and conditioner beside its U-Net.
+
+    Raises:
+        SpectralError: the student's weights have grown beyond float16.
+    """
+    largest = torch.finfo(torch.float16).max
+    if not all(bool((tensor.abs() <= largest).all()) for tensor in student.state_dict().values()):
+        raise SpectralError(
+            f"The student's weights have grown beyond {largest:g}, the most that {path.name} can hold; start anew with "
+            "a lower run.lr."
+        )
     checkpoint.save(
         path,
         about,
@@ -135,6 +146,7 @@ def export(
     )
 
 
+@stopping_in_order()
 def main(argv: Sequence[str]) -> None:
     """The command `distill`."""
     config, as_json = cli.parse_config(DistillConfig, argv, "distill", __doc__)

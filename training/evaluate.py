@@ -27,6 +27,7 @@ from .evaluation.measures import Measured, Networks
 from .evaluation.reference import open_reference, prompts_of
 from .evaluation.report import SCORES
 from .evaluation.scoring import Subject
+from .loop.stopping import stopping_in_order
 from .processes import device, is_main, join
 from .sample import guidance_weight
 from .teachers import assemble, digests
@@ -182,6 +183,7 @@ def _open(arguments: argparse.Namespace) -> Checkpoint | None:
     return checkpoint.build(file, device=device())
 
 
+@stopping_in_order()
 def main(argv: Sequence[str]) -> None:
     """The command `evaluate`."""
     parser = cli.Parser("evaluate", __doc__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -26,11 +27,14 @@ def start_all_that_were_asked_for() -> None:
         return
     import psutil
 
+    from .processes import signal_at_end_of_parent
+
     launcher = psutil.Process().parent()
     count = None if launcher is None else asked_for(launcher.cmdline())
     if count is None:
         print(NOTE, file=sys.stderr)
         return
+    signal_at_end_of_parent(signal.SIGTERM)  # torch's launcher hands it on, and the run ends with a checkpoint
     program = psutil.Process().cmdline()[1:]  # as accelerate wrote it: "-m", module, arguments; or script, arguments
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     os.execv(sys.executable, [sys.executable, *command, *program])

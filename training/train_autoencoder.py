@@ -23,6 +23,7 @@ from .loop.config import RunConfig, check_weight
 from .loop.fit import fit
 from .loop.folder import begin, summary
 from .loop.randomness import SampleRandom
+from .loop.stopping import stopping_in_order
 from .processes import is_main
 
 #: Images from all over the data that the scale of the latents is measured on.
@@ -137,6 +138,7 @@ def scale_of(first_stage: autoencoder.FirstStage, data: Data) -> float:
     return 1.0 / torch.cat(parts).std().item()
 
 
+@stopping_in_order()
 def main(argv: Sequence[str]) -> None:
     """The command `train-autoencoder`."""
     config, as_json = cli.parse_config(AutoencoderConfig, argv, "train-autoencoder", __doc__)

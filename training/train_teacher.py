@@ -25,6 +25,7 @@ from .distillation.objectives import high_band, rows
 from .loop.config import RunConfig, check_dropout
 from .loop.fit import fit
 from .loop.folder import begin, summary
+from .loop.stopping import stopping_in_order
 from .noising import Noising
 from .previews import Preview
 from .processes import device, is_main
@@ -189,6 +190,7 @@ def with_classes(config: ConditioningConfig, data: Data) -> ConditioningConfig:
     return replace(config, class_names=names, n_classes=len(names) + config.null_class)
 
 
+@stopping_in_order()
 def main(argv: Sequence[str]) -> None:
     """The command `train-teacher`."""
     config, as_json = cli.parse_config(TeacherConfig, argv, "train-teacher", __doc__)

@@ -25,6 +25,7 @@ from spectral_diffusion.training.data.batches import Batch, batches
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.dataset import open_data
 from spectral_diffusion.training.data.images import Images
+from spectral_diffusion.training.data.notes import most_corrupt
 from spectral_diffusion.training.data.order import Plan
 
 from . import tiny
@@ -327,12 +328,20 @@ def test_a_corrupt_image_is_named_once_and_replaced_by_the_next(kind: str, cache
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("memory", 0), ("off", 0), ("off", 1)])
-@pytest.mark.parametrize("limit", [0, 0.05])
+@pytest.mark.parametrize("limit", [0, 0.0005])
 def test_too_many_corrupt_images_stop_the_run(limit: float, cache: str, workers: int, tmp_path: Path) -> None:
     data = opened(broken(tmp_path / "data", "cut"), cache=cache, max_corrupt=limit)
     says = rf"1 of the images of .*data cannot be read, more than data.max_corrupt {limit:g} allows; all are named in "
     with pytest.raises(SpectralError, match=says + r".*corrupt\.log; the last one: .*blue-10\.png cannot be read as"):
         first(data, 9, workers=workers, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "count", "most"),
+    [(0, 100, 0), (0.01, 5000, 50), (0.01, 500, 10), (0.01, 20, 5), (0.01, 3, 0), (0.5, 10, 5), (3, 10, 3)],
+)
+def test_a_share_of_few_images_is_one_of_a_thousand_up_to_a_quarter(limit: float, count: int, most: int) -> None:
+    assert int(most_corrupt(limit, count)) == most
 
 
 def test_a_log_is_shared_and_survives_a_cut_line(tmp_path: Path) -> None:

@@ -297,3 +297,11 @@ def test_a_student_learns_from_images_of_several_aspects(resampler: Any, teacher
     assert len(shapes) == 3 and (8, 8) in shapes and all(height * width <= 80 for height, width in shapes)
     assert all(result[name] > 0 for name in ("ddpm", "spatial", "frequency"))
     assert (tmp_path / "run" / "previews" / "000006.png").exists()
+
+
+def test_weights_that_a_file_cannot_hold_are_not_exported(teacher: Path, data: DataConfig, tmp_path: Path) -> None:
+    config = configure(teacher, data, tmp_path / "run")
+    grown = replace(config, run=replace(config.run, steps=1, lr=1e6, clip=1e30, warmup=0))
+    with pytest.raises(SpectralError, match=r"weights have grown beyond 65504.*student\.safetensors.*lower run\.lr"):
+        distill.train(grown)
+    assert not list((tmp_path / "run").glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training.data.batches import Batch
+from spectral_diffusion.training.loop.alone import alone
 from spectral_diffusion.training.loop.fit import fit
 
 from . import tiny, toy
@@ -70,6 +72,33 @@ def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on(number: sig
         assert ended.returncode == 0
     resumed, whole = (load_file(folder / out / "student.safetensors") for out in ("run", "whole"))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_there_is_no_step_to_end_after_ends_a_command_in_order(number: signal.Signals) -> None:
+    """As while data are read before a run's first step, even where readers take every error for damaged data."""
+    program = """
+import sys, time
+from spectral_diffusion.training import cli
+from spectral_diffusion.training.loop.stopping import stopping_in_order
+
+@stopping_in_order()
+def main(argv):
+    print(flush=True)
+    try:
+        time.sleep(60)
+    except Exception:
+        print("damaged")
+
+sys.exit(cli.run(main))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(number)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out, said) == (0, "", "Stopped; the same command goes on.\n")
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
@@ -154,6 +183,64 @@ def test_a_full_disk_leaves_the_checkpoints_that_there_are(tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000010.pt", "00000020.pt"]
     asked = toy.config(tmp_path / "run")
     fit(toy.Toy(), toy.Numbers(), asked, toy.no_preview)
+
+
+def test_a_checkpoint_of_which_a_bit_has_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(toy.Toy(), toy.Numbers(), toy.config(out), toy.no_preview)
+    newest = max((out / "checkpoints").iterdir())
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(SpectralError, match="cannot be read as a checkpoint; remove it"):
+        fit(toy.Toy(), toy.Numbers(), toy.config(out), toy.no_preview)
+    newest.unlink()
+    fit(toy.Toy(), toy.Numbers(), toy.config(out), toy.no_preview)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Here another process holds the lock; it is free as soon as that has been killed."""
+    holds = "import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    holds += "print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path / "lock")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(SpectralError, match="Another process trains in"), alone(tmp_path, patience=0.2):
+            pass
+        with alone(tmp_path, main=False, patience=0):
+            pass
+        other.kill()
+    with alone(tmp_path, patience=0), (tmp_path / "other").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nor are other files in it held
+
+
+def test_processes_do_not_outlive_a_launcher_that_was_killed(folder: Path) -> None:
+    """They would go on in the folder in which the same command starts anew."""
+    program = ["-m", "spectral_diffusion.training.distill", "--config", "config.yaml"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *program],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: lines(folder / "run") >= 2, launcher)
+    children = [
+        int(number) for number in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ]
+    assert len(children) == 2
+    launcher.kill()
+    launcher.wait()
+    end = time.monotonic() + 30
+    while any(alive(number) for number in children):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(number: int) -> bool:
+    """Whether a process computes still; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def launched(folder: Path, launch: list[str], out: str, steps: int) -> int:

@@ -112,12 +112,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(stop: int, accumulate: int, tmp_
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        run(tmp_path / "stopped", stop_at, accumulate=accumulate)
-    resumed, statistics = run(tmp_path / "stopped", accumulate=accumulate)
-    whole, expected = run(tmp_path / "whole", accumulate=accumulate)
+        run(tmp_path / "stopped", stop_at, accumulate=accumulate, log_every=4)
+    resumed, _ = run(tmp_path / "stopped", accumulate=accumulate, log_every=4)
+    whole, _ = run(tmp_path / "whole", accumulate=accumulate, log_every=4)
     assert_same(resumed, whole)
-    assert statistics["loss"] == expected["loss"]
-    assert [line["step"] for line in lines(tmp_path / "stopped")] == list(range(5, 61, 5))
+    logged = [[(line["step"], line["loss"]) for line in lines(tmp_path / name)] for name in ("stopped", "whole")]
+    assert logged[0] == logged[1] and len(logged[0]) == 15
 
 
 def test_a_translated_network_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

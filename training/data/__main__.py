@@ -10,9 +10,11 @@ from pathlib import Path
 from ...spectral.config import ModelConfig
 from ...spectral.errors import SpectralError
 from .. import cli, emoji
+from ..loop.stopping import stopping_in_order
 from .config import DataConfig
 
 
+@stopping_in_order()
 def main(argv: Sequence[str]) -> None:
     """The command `data`."""
     if argv and argv[0] in COMMANDS:

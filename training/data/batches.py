@@ -20,11 +20,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ...spectral.errors import SpectralError
 from . import order
 from .config import DataConfig
-from .notes import CorruptLog
+from .notes import JUDGED, CorruptLog
 from .order import Order, Plan
 
-#: Samples of a stream before which a share of corrupt ones says nothing.
-JUDGED = 1000
 WORKER_KILLED = (
     "A worker that reads the data was killed, most likely for want of memory; "
     "set data.workers lower, and start the run again."

@@ -28,8 +28,9 @@ class DataConfig:
             less than a gigabyte of pixels.
         posterior: "sample" draws new latents from a KL first stage's posterior every time, as LDM does; "mode" takes
             the most likely.
-        max_corrupt: images that cannot be read are left out; a run stops when there are more of them than this share
-            of the data (below 1; of a stream, of what has been seen of it, or of 1000), or than this number.
+        max_corrupt: images that cannot be read are left out; a run stops when there are more of them than this number,
+            or, below 1, than this share of the data (of a stream, of what has been seen of it), or of 1000 images where
+            there are fewer, but then than a quarter of them.
         shuffle: samples that each lane of a stream holds back to mix their order.
         lanes: parts of a stream, over all processes, each of which gives whole batches in its turn; the order of a
             stream depends on their number, and not on that of the workers.

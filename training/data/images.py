@@ -16,6 +16,7 @@ from ...spectral.errors import SpectralError
 from . import order, pictures
 from .batches import Batch, Loaded, MapData
 from .config import DataConfig
+from .notes import most_corrupt
 from .order import Order, Plan, Size
 from .pictures import CorruptImageError, Framing, Pixels
 from .reading import Reader
@@ -117,8 +118,7 @@ class Images(MapData):
         self, index: int, epoch: int, framing: Framing, size: Size, corrupt: list[tuple[str, str]]
     ) -> tuple[int, Pixels] | None:
         """The sample at `index`, or the first behind it that can be read; None where too many cannot."""
-        limit = self.config.max_corrupt
-        most = limit * len(self) if limit < 1 else limit
+        most = most_corrupt(self.config.max_corrupt, len(self))
         for place in range(index, index + len(self)):
             place %= len(self)
             if place in self._corrupt:

@@ -14,6 +14,9 @@ from typing import Any
 
 from ...spectral.errors import SpectralError
 
+#: Samples below which a share of corrupt ones says nothing.
+JUDGED = 1000
+
 
 def append(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Add JSON lines to a file, behind a line that was cut when the run was killed."""
@@ -34,6 +37,16 @@ def _lines(path: Path | None, start: int = 0) -> tuple[list[str], int]:
         file.seek(start)
         content = file.read()
     return content.decode("utf-8", "replace").split("\n"), start + content.rfind(b"\n") + 1
+
+
+def most_corrupt(limit: float, count: int) -> float:
+    """How many of `count` samples may be corrupt.
+
+    Args:
+        limit: a number, or, below 1, a share: of the samples, or of `JUDGED` where there are fewer, up to a quarter of
+            them.
+    """
+    return limit if limit >= 1 else min(limit * max(count, JUDGED), max(limit, 0.25) * count)
 
 
 class CorruptLog:
@@ -80,8 +93,7 @@ class CorruptLog:
 
     def check(self, seen: int) -> None:
         """Raise SpectralError where there are more than the limit allows."""
-        allowed = self.limit * seen if self.limit < 1 else self.limit
-        if self.known and len(self.known) > allowed:
+        if self.known and len(self.known) > most_corrupt(self.limit, seen):
             where = f"; all are named in {self.path}" if self.path is not None else ""
             name, reason = next(reversed(self.known.items()))
             told = reason if name in reason else f"{name}: {reason}"

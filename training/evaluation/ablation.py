@@ -82,7 +82,7 @@ def _effects(found: Mapping[str, Mapping[str, float]]) -> str:
     lines = [f"<tr><th></th>{''.join(f'<th class=number>{called[name]}</th>' for name in columns)}</tr>"]
     for part, changes in found.items():
         label = "all three, against none" if part == "all" else PARTS[part]
-        cells = "".join(f"<td class='number'>{100 * changes[name]:+.0f} %</td>" for name in columns)
+        cells = "".join(f"<td class='number'>{html.change(changes[name])}</td>" for name in columns)
         lines.append(f"<tr><th>{label}</th>{cells}</tr>")
     said = "Mean change of each error over the four pairs of rows that differ in that part alone; below 0, it helps."
     table = f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"

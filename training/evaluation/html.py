@@ -97,3 +97,9 @@ def said(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def change(share: float) -> str:
+    """A relative change in whole percent, such as "−12 %"."""
+    percent = round(100 * share)
+    return f"{percent:+d} %".replace("-", "−") if percent else "0 %"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from ...spectral.errors import SpectralError
@@ -61,11 +63,14 @@ class RunConfig:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
+        if self.out == Path():
+            raise SpectralError("run.out is empty; expected the folder of the run.")
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
-        if self.batch_size > 65536:
-            raise SpectralError(f"run.batch_size is {self.batch_size}; expected at most 65536 images a step.")
+        for name, what in (("batch_size", "images"), ("accumulate", "batches")):
+            if getattr(self, name) > 65536:
+                raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at most 65536 {what} a step.")
         for name in ("warmup", "weight_decay", "preview_every", "checkpoint_every", "max_skipped"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpectralError(f"run.{name} is {getattr(self, name)}; expected at least 0.")
@@ -79,6 +84,21 @@ class RunConfig:
         for name in self.trackers:
             if name not in known:
                 raise SpectralError(f"run.trackers names {name!r}; expected some of {', '.join(known)}.")
+
+
+def check_installed(run: RunConfig) -> None:
+    """That the packages which a run asks for by name are there.
+
+    Raises:
+        SpectralError: one is not.
+    """
+    for name in run.trackers:
+        if LoggerType(name) not in get_available_trackers():
+            raise SpectralError(f"run.trackers names {name}, which is not installed here; install it, or leave it out.")
+    if run.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise SpectralError(
+            "run.optimizer is adamw8bit, which needs the package bitsandbytes; install it, or set adamw."
+        )
 
 
 def check_seed(seed: int) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import LoggerType, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor, nn
 
 from ...spectral.errors import SpectralError
 from ..data.batches import Batches, Data, batches, dead_workers_told
 from ..processes import by_deepspeed, processes
 from . import snapshots, zero
+from .alone import alone
 from .config import RunConfig
 from .ema import EMA
 from .guard import Guard
@@ -47,17 +48,23 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
         The last logged statistics.
 
     Raises:
-        SpectralError: the checkpoint in the folder is damaged or belongs to another model, or one cannot be written; or
-            the loss diverges.
+        SpectralError: the checkpoint in the folder is damaged or belongs to another model, or one cannot be written;
+            the loss diverges; or another process trains in the folder.
         StoppedRun: a signal asked for the end; a checkpoint of the step that was done then is in the folder.
     """
     trainer = Trainer(task, run)
-    accelerator = trainer.accelerator
+    with alone(run.out, trainer.accelerator.is_main_process):
+        return _train(trainer, data, preview)
+
+
+def _train(trainer: Trainer, data: Data, preview: Callable[[Path], None]) -> dict[str, float]:
+    """The loop of `fit`."""
+    run, accelerator = trainer.run, trainer.accelerator
     start = trainer.restore()
     accelerator.init_trackers("spectral-diffusion", init_kwargs={"tensorboard": {"purge_step": start + 1}})
     with (
         stoppable() as stop_asked,
-        closing(Progress(run, start, accelerator)) as progress,
+        closing(Progress(run, start, accelerator, trainer.sums)) as progress,
         closing(trainer.feed(data, start)) as feed,
         dead_workers_told(),
     ):
@@ -70,12 +77,12 @@ def fit(task: nn.Module, data: Data, run: RunConfig, preview: Callable[[Path], N
                     with trainer.ema.applied(), keep_rng(run.seed), _forgiving(step + 1):
                         preview(run.out / "previews" / f"{step + 1:06d}.png")
                 if stopping or due(step + 1, run.checkpoint_every or run.steps, run.steps):
-                    trainer.save(step + 1)
+                    trainer.save(step + 1, progress)
             if stopping:
-                raise StoppedRun(step + 1, run.steps)
+                raise StoppedRun(f"Stopped after step {step + 1} of {run.steps}; the same command goes on from there.")
     trainer.guard.finish()
     trainer.ema.keep()
-    gather_(task)
+    gather_(trainer.task)
     for tracker in accelerator.trackers:  # not end_training, which parts the processes: another run may follow
         tracker.finish()
     return progress.last
@@ -94,6 +101,7 @@ class Trainer:
         self._whole_optimizer = WholeOptimizer(self.accelerator, inner, self.optimizer, task)
         self.ema = EMA(task, run.ema)
         self.guard = Guard(self.accelerator, run.out, run.max_skipped)
+        self.sums: dict[str, Tensor] = {}
         if run.compile:
             for network in getattr(task, "networks", (task,)):
                 network.compile()
@@ -105,17 +113,16 @@ class Trainer:
 
     def restore(self) -> int:
         """Go on from the folder's last checkpoint, if there is one: the steps that it had done."""
-        start, self.guard.skipped = snapshots.restore(
+        start, self.guard.skipped, self.sums = snapshots.restore(
             self.accelerator, self.run.out, self.task, self.ema, self._whole_optimizer
         )
         return start
 
-    def save(self, done: int) -> None:
+    def save(self, done: int, progress: Progress) -> None:
         """Write a checkpoint of so many steps; all processes call it."""
+        extras = {"skipped": self.guard.skipped, "sums": progress.totals()}
         run = self.run
-        snapshots.save(
-            self.accelerator, run.out, run.keep, done, self.task, self.ema, self._whole_optimizer, self.guard.skipped
-        )
+        snapshots.save(self.accelerator, run.out, run.keep, done, self.task, self.ema, self._whole_optimizer, extras)
 
     def feed(self, data: Data, start: int) -> Batches:
         """This process's part of every batch from the first of step `start` on."""
@@ -197,9 +204,6 @@ def _accelerator(run: RunConfig) -> Accelerator:
         log_with=list(run.trackers) or None,
         project_config=folders,
     )
-    for name in run.trackers:
-        if LoggerType(name) not in accelerator.log_with:
-            raise SpectralError(f"run.trackers names {name}, which is not installed here; install it, or leave it out.")
     set_seed(run.seed)
     return accelerator
 

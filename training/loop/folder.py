@@ -21,6 +21,8 @@ from ...spectral.errors import SpectralError
 from ..files import write_whole
 from ..processes import is_main, processes
 from . import snapshots
+from .alone import alone
+from .config import check_installed
 
 #: Settings that may change when a run goes on: they do not change what is learnt, or only how far. Of a teacher, a
 #: first stage and the images it is the content that must stay, wherever it lies.
@@ -66,14 +68,17 @@ def begin(config: Any, **inputs: str | None) -> None:
 
     Raises:
         SpectralError: the folder has checkpoints of a run with other settings or inputs (the first that differs is
-            named), or of one with more steps than are asked for.
+            named), or of one with more steps than are asked for; another process trains there; or a package that the
+            configuration names is not installed.
     """
+    check_installed(config.run)
     torch.manual_seed(config.run.seed)
     commit = git_commit()  # of the code that runs, not of what the checkout has become when the run ends
     if not is_main():
         return
     out: Path = config.run.out
-    check_resumable(config, inputs)
+    with alone(out):
+        check_resumable(config, inputs)
     write_whole(out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
     environment = {
         "command": sys.argv,

@@ -9,27 +9,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...spectral.errors import SpectralError
 from . import sharding, zero
 from .config import RunConfig
 
 
 def make_optimizer(run: RunConfig, task: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over what the task trains.
-
-    Raises:
-        SpectralError: the 8-bit one is asked for and its package is not there.
-    """
+    """AdamW over what the task trains."""
     trained = [p for p in task.parameters() if p.requires_grad]
     settings: dict[str, Any] = {"lr": run.lr, "weight_decay": run.weight_decay, "betas": (0.9, 0.99)}
     if run.optimizer == "adamw":
         return torch.optim.AdamW(trained, fused=True, **settings)
-    try:
-        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise SpectralError(
-            "run.optimizer is adamw8bit, which needs the package bitsandbytes; install it, or set adamw."
-        ) from error
+    from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+
     return AdamW8bit(trained, **settings)  # type: ignore[no-any-return]
 
 

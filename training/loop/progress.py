@@ -6,7 +6,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,19 @@ class Progress:
 
     A loss is a scalar, of which the mean is taken, or a pair (sum, count), as for the time steps of one bin, of which
     some batches have none. Lines are means over all processes.
+
+    Args:
+        run: whose folder they go to.
+        start: steps that were done before.
+        sums: `totals` at that step.
     """
 
-    def __init__(self, run: RunConfig, start: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self, run: RunConfig, start: int, accelerator: Accelerator, sums: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.run, self.accelerator = run, accelerator
-        self.sums: dict[str, Tensor] = {}
+        own = float(accelerator.is_main_process)
+        self.sums = {name: (own * total).float().to(accelerator.device) for name, total in (sums or {}).items()}
         self.batches, self.wait, self.since = 0, 0.0, time.perf_counter()
         self.skipped = 0
         self.last: dict[str, float] = {}
@@ -99,12 +107,16 @@ class Progress:
 
     def _means(self) -> dict[str, float]:
         """Of every loss, over all processes; of none where all steps since the last line were skipped."""
+        pairs = {name: pair.tolist() for name, pair in self.totals().items()}
+        return {name: round(total / count, 6) for name, (total, count) in pairs.items() if count}
+
+    def totals(self) -> dict[str, Tensor]:
+        """Sum and count of every loss since the last line, of all processes, which all call it; [2] on the CPU."""
         names = sorted(self.sums)
         if not names:
             return {}
-        totals: Any = self.accelerator.reduce(torch.stack([self.sums[name].double() for name in names]), "sum")
-        pairs = dict(zip(names, totals.tolist(), strict=True))
-        return {name: round(total / count, 6) for name, (total, count) in pairs.items() if count}
+        found: Any = self.accelerator.reduce(torch.stack([self.sums[name].double() for name in names]), "sum")
+        return dict(zip(names, found.cpu(), strict=True))
 
     def close(self) -> None:
         """End the line."""

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from ...spectral.errors import SpectralError
 from .ema import EMA
@@ -21,7 +22,7 @@ from .optimizer import WholeOptimizer
 from .sharding import load_whole_state, whole_state
 
 FOLDER = "checkpoints"
-_ENTRIES = {"step", "task", "ema", "optimizer", "scaler", "skipped", "rng"}
+_ENTRIES = {"step", "task", "ema", "optimizer", "scaler", "skipped", "sums", "rng"}
 
 
 def saved(out: Path) -> list[Path]:
@@ -37,11 +38,14 @@ def save(
     task: nn.Module,
     ema: EMA,
     optimizer: WholeOptimizer,
-    skipped: int,
+    extras: dict[str, Any],
 ) -> None:
     """Write a checkpoint beside its place, flush it to disk, move it there; then drop the oldest.
 
     All processes call it.
+
+    Args:
+        extras: "skipped", how many steps were, and "sums" of what is logged since the last line of the statistics.
 
     Raises:
         SpectralError: the weights are not finite, or it cannot be written; the checkpoints before it are as they were.
@@ -52,7 +56,7 @@ def save(
         "ema": ema.state(),
         "optimizer": optimizer.state(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-        "skipped": skipped,
+        **extras,
         "rng": gather_object([_random_state()]),
     }
     if not all(bool(tensor.isfinite().all()) for tensor in state["task"].values()):
@@ -105,15 +109,18 @@ def _flush(folder: Path) -> None:
 
 def restore(
     accelerator: Accelerator, out: Path, task: nn.Module, ema: EMA, optimizer: WholeOptimizer
-) -> tuple[int, int]:
-    """Load the newest checkpoint of the folder, if any: the steps that it had done, and those that were skipped.
+) -> tuple[int, int, dict[str, Tensor]]:
+    """Load the newest checkpoint of the folder, if any.
+
+    Returns:
+        The steps that it had done, those that were skipped, and the sums since the last line of the statistics.
 
     Raises:
         SpectralError: it is damaged, or of another model.
     """
     files = saved(out)
     if not files:
-        return 0, 0
+        return 0, 0, {}
     state = _read(files[-1])
     try:
         load_whole_state(task, state["task"])
@@ -128,15 +135,26 @@ def restore(
         accelerator.scaler.load_state_dict(state["scaler"])
     if len(state["rng"]) == accelerator.num_processes:
         _set_random_state(state["rng"][accelerator.process_index])
-    return int(state["step"]), int(state["skipped"])
+    return int(state["step"]), int(state["skipped"]), state["sums"]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the sums that it wrote
+                raise ValueError("its content has changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not set(state) >= _ENTRIES:
             raise ValueError("not what this kit writes")
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         raise SpectralError(
             f"{path} cannot be read as a checkpoint; remove it, and the run goes on from the one before it."
         ) from error

@@ -10,11 +10,20 @@ from types import FrameType
 from typing import Any
 
 
-class StoppedRun(Exception):  # noqa: N818 - no error: the run was asked to end
+class StoppedRun(BaseException):
     """A run ended early because it was asked to; what it had reached is in its last checkpoint."""
 
-    def __init__(self, step: int, steps: int) -> None:
-        super().__init__(f"Stopped after step {step} of {steps}; the same command goes on from there.")
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """Within the block both signals raise StoppedRun at once: for what goes on when it is started again, and before
+    and after the steps of a run, which are `stoppable`. As a decorator, for a whole function."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise StoppedRun("Stopped; the same command goes on.")
+
+    with _handled(stop):
+        yield
 
 
 @contextmanager
@@ -32,14 +41,20 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             print("Stopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
         asked.append(number)
 
+    with _handled(note):
+        yield lambda: bool(asked)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before: dict[int, Any] = {}
     try:
         for kind in (signal.SIGINT, signal.SIGTERM):
-            before[kind] = signal.signal(kind, note)
+            before[kind] = signal.signal(kind, handler)
     except ValueError:
         before.clear()
     try:
-        yield lambda: bool(asked)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
