@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SHARED := --numprocesses 2 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all lint format browser clean
@@ -14,10 +15,10 @@ demo: $(VENV)/train
 	$(BIN)/spectral-diffusion demo --out demo
 
 test: $(VENV)/dev browser
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest $(SHARED) -m "not long"
 
 test-all: $(VENV)/dev browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

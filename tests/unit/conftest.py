@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,17 +11,25 @@ import torch
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
 
-_FIGURES: list[str] = []
-
 
 @pytest.fixture
-def figures() -> list[str]:
+def figures(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Sentences with what a test measured; all are shown at the end of the run."""
-    return _FIGURES
+    found: list[str] = []
+    yield found
+    request.node.user_properties += [("measured", sentence) for sentence in found]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _FIGURES:
+    reports = (report for found in terminalreporter.stats.values() for report in found)
+    measured = [
+        str(sentence)
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, sentence in report.user_properties
+        if name == "measured"
+    ]
+    if measured:
         terminalreporter.section("measured")
-        for figure in _FIGURES:
-            terminalreporter.write_line(figure)
+        for sentence in measured:
+            terminalreporter.write_line(sentence)
