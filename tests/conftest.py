@@ -10,6 +10,7 @@ import pytest
 SERVED = ("comfyui", "browser")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all tests of a file, whose fixtures are made once, and all that need ComfyUI."""
     for item in items:

@@ -169,8 +169,8 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(copied: Path, tmp_p
 def test_too_many_unreadable_images_are_a_sentence(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "data" / "red" / "red-1.png").write_bytes(b"no picture")
     arguments = ["--images", str(copied / "out" / "images"), "--data", str(copied / "data"), "--out", str(copied / "o")]
-    said = refusal(arguments, capsys)
-    assert "1 of the images of" in said and "more than data.max_corrupt 0.01 allows" in said and "red-1.png" in said
+    said = refusal([*arguments, "--max-corrupt", "0"], capsys)
+    assert "1 of the images of" in said and "more than data.max_corrupt 0 allows" in said and "red-1.png" in said
     assert not (copied / "o" / "report.json").exists()
 
 
