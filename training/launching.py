@@ -20,6 +20,9 @@ NOTE = (
 #: What accelerate's launcher is called on a command line; two of them take "launch" as their first word.
 LAUNCHERS = ("accelerate", "accelerate.commands.accelerate_cli", "accelerate-launch", "accelerate.commands.launch")
 
+#: What torch's launcher and MPI tell every one of several processes.
+STARTED = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+
 
 def start_all_that_were_asked_for() -> None:
     """Where this is the one process that accelerate started for several, start them in its place; else do nothing."""
@@ -42,7 +45,7 @@ def start_all_that_were_asked_for() -> None:
 
 def _is_alone_unasked() -> bool:
     """Whether `accelerate launch` was asked for several processes on CPUs; it says so by where they should meet."""
-    if "MASTER_PORT" not in os.environ or "WORLD_SIZE" in os.environ or "ACCELERATE_USE_CPU" not in os.environ:
+    if "MASTER_PORT" not in os.environ or "ACCELERATE_USE_CPU" not in os.environ or STARTED & os.environ.keys():
         return False
     from accelerate.utils import parse_flag_from_env
 

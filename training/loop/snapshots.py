@@ -22,7 +22,7 @@ from .optimizer import WholeOptimizer
 from .sharding import load_whole_state, whole_state
 
 FOLDER = "checkpoints"
-_ENTRIES = {"step", "task", "ema", "optimizer", "scaler", "skipped", "sums", "rng"}
+_ENTRIES = {"step", "task", "ema", "optimizer", "scaler", "skipped", "rng"}
 
 
 def saved(out: Path) -> list[Path]:
@@ -135,7 +135,7 @@ def restore(
         accelerator.scaler.load_state_dict(state["scaler"])
     if len(state["rng"]) == accelerator.num_processes:
         _set_random_state(state["rng"][accelerator.process_index])
-    return int(state["step"]), int(state["skipped"]), state["sums"]
+    return int(state["step"]), int(state["skipped"]), state.get("sums", {})  # which older ones lack
 
 
 def _read(path: Path) -> dict[str, Any]:
