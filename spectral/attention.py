@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .hooks import NO_HOOKS, Hooks
 from .layers import Layers, zeroed
 
 
@@ -32,12 +33,29 @@ class SelfAttention(nn.Module):
         self.register_state_dict_post_hook(_add_axis)
         self.register_load_state_dict_pre_hook(_drop_axis)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, hooks: Hooks = NO_HOOKS) -> Tensor:
+        """Features [B, C, H, W] of the same shape; it reads no context."""
+        hooks.transform(tuple(x.shape))
         cells = self.norm(x).flatten(2).transpose(1, 2)
-        qkv = self.qkv(cells).unflatten(-1, (self.heads, 3, -1))
-        q, k, v = (qkv[:, :, :, index].flatten(2) for index in range(3))
-        out = self.proj_out(self.attention(q, k, v, self.heads))
+        out = hooks.attention(self, "attn1", 0, cells, cells)
         return x + out.transpose(1, 2).reshape(x.shape)
+
+    def project(self, x: Tensor, context: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `hooks.Attending`; one product makes all three where they are of the same tokens."""
+        made = self.qkv(x)
+        of_context = made if context is x else self.qkv(context)
+        of_value = made if value is x else of_context if value is context else self.qkv(value)
+        q, k, v = (
+            one.unflatten(-1, (self.heads, 3, -1))[:, :, :, index].flatten(2)
+            for index, one in enumerate((made, of_context, of_value))
+        )
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attention(q, k, v, self.heads)
+
+    def output(self, out: Tensor) -> Tensor:
+        return self.proj_out(out)
 
 
 _CONVOLUTIONS = ("qkv.weight", "proj_out.weight")
@@ -57,7 +75,7 @@ def _drop_axis(module: nn.Module, state: dict[str, Any], prefix: str, *others: A
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x to a context; without a context, to x itself."""
+    """Multi-head attention from x to a context; its parts are those of `hooks.Attending`."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, make: Layers) -> None:
         super().__init__()
@@ -67,8 +85,14 @@ class CrossAttention(nn.Module):
         self.to_v = make.linear(context_dim, channels, bias=False)
         self.to_out = nn.Sequential(make.linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.to_out(self.attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+    def project(self, x: Tensor, context: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.to_q(x), self.to_k(context), self.to_v(value)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attention(q, k, v, self.heads)
+
+    def output(self, out: Tensor) -> Tensor:
+        return self.to_out(out)
 
 
 class GEGLU(nn.Module):
@@ -106,11 +130,11 @@ class TransformerBlock(nn.Module):
         self.attn2 = CrossAttention(channels, context_dim or channels, heads, make)
         self.norm1, self.norm2, self.norm3 = (make.layer_norm(channels) for _ in range(3))
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, hooks: Hooks = NO_HOOKS, depth: int = 0) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn1(h, h)
+        x = hooks.between(x + hooks.attention(self.attn1, "attn1", depth, h, h))
         h = self.norm2(x)
-        x = x + self.attn2(h, h if context is None else context)
+        x = x + hooks.attention(self.attn2, "attn2", depth, h, h if context is None else context)
         return x + self.ff(self.norm3(x))
 
 
@@ -134,15 +158,16 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zeroed(project(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, hooks: Hooks = NO_HOOKS) -> Tensor:
+        hooks.transform(tuple(x.shape))
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
         h = h.flatten(2).transpose(1, 2)
         if self.linear:
             h = self.proj_in(h)
-        for block in self.transformer_blocks:
-            h = block(h, context)
+        for depth, block in enumerate(self.transformer_blocks):
+            h = block(h, context, hooks, depth)
         if self.linear:
             h = self.proj_out(h)
         h = h.transpose(1, 2).reshape(x.shape)

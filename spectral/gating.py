@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import wavelet as wavelets
-from .resampling import Resampler
+from .hooks import NO_HOOKS, Hooks
+from .resampling import Resampler, Size
 
 
 class WaveletGate(nn.Module):
@@ -42,15 +43,20 @@ class WaveletDown(Resampler):
     Args:
         channels: C.
         wavelet: filter bank, by PyWavelets' name; orthonormal Haar has a path of its own.
+
+    Attributes:
+        level: where it stands in a U-Net, for hooks: the level of the finer resolution, 0 being the latent's.
     """
+
+    level = 0
 
     def __init__(self, channels: int, wavelet: str = "haar", operations: Any = nn, **factory: Any) -> None:
         super().__init__()
         self.wavelet = wavelet
         self.gate = WaveletGate(channels, channels, operations, **factory)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        gates = self.gate(x)
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
+        gates = hooks.gates(self.gate(x), "down", self.level)
         if self.wavelet == "haar":
             return _gated_haar_down(x, gates)
         bands = torch.stack(wavelets.dwt2(x, self.wavelet, mode="periodization"), dim=1)
@@ -63,7 +69,12 @@ class WaveletUp(Resampler):
     Args:
         channels: C, a multiple of 4.
         wavelet: filter bank, by PyWavelets' name.
+
+    Attributes:
+        level: where it stands in a U-Net, as in `WaveletDown`.
     """
+
+    level = 0
 
     def __init__(self, channels: int, wavelet: str = "haar", operations: Any = nn, **factory: Any) -> None:
         super().__init__()
@@ -71,9 +82,10 @@ class WaveletUp(Resampler):
         self.gate = WaveletGate(channels, channels // 4, operations, **factory)
         self.project = operations.Conv2d(channels // 4, channels, 1, bias=False, **factory)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         """[B, C, h, w] → [B, C, 2h, 2w], or cropped to `size`, at most one row and column less."""
-        gated = x.unflatten(1, (4, x.shape[1] // 4)) * self.gate(x)[..., None, None]
+        gates = hooks.gates(self.gate(x), "up", self.level)
+        gated = x.unflatten(1, (4, x.shape[1] // 4)) * gates[..., None, None]
         bands = (gated[:, 0], gated[:, 1], gated[:, 2], gated[:, 3])
         return self.project(wavelets.idwt2(bands, self.wavelet, mode="periodization", size=size))
 

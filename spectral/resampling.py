@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .hooks import NO_HOOKS, Hooks
 from .layers import Layers
+
+#: Height and width that going up should arrive at; None is twice the size.
+Size: TypeAlias = tuple[int, int] | None
 
 
 class Resampler(nn.Module, ABC):
     """A layer that halves or doubles the resolution."""
 
     @abstractmethod
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """[B, C, H, W] at the other resolution; `size` is what going up should arrive at, and nothing to going down."""
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
+        """[B, C, H, W] at the other resolution; `size` is for going up alone, `hooks` for gates."""
 
 
 class ConvDown(Resampler):
@@ -25,7 +30,7 @@ class ConvDown(Resampler):
         super().__init__()
         self.op = make.conv(channels, channels, stride=2)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         return self.op(x)
 
 
@@ -36,23 +41,23 @@ class ConvUp(Resampler):
         super().__init__()
         self.conv = make.conv(channels, channels)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         return self.conv(_nearest(x, size))
 
 
 class PoolDown(Resampler):
     """The down-sampling inside residual blocks: 2×2 average; an odd last row or column stands alone."""
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
 class NearestUp(Resampler):
     """The up-sampling inside residual blocks: nearest neighbour."""
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         return _nearest(x, size)
 
 
-def _nearest(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+def _nearest(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")

@@ -21,8 +21,9 @@ from .attention import SelfAttention, SpatialTransformer, scaled_dot_product_att
 from .config import UNetConfig
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
+from .hooks import NO_HOOKS, Hooks
 from .layers import Attention, Layers, zeroed
-from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler
+from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler, Size
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(make.norm(outputs), nn.SiLU(), nn.Identity(), last)
         self.skip_connection = nn.Identity() if inputs == outputs else make.conv(inputs, outputs, kernel=1)
 
-    def forward(self, x: Tensor, embedding: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         h = self.in_layers[1](self.in_layers[0](x))
         if self.resamples:
-            h, x = self.h_upd(h, size), self.x_upd(x, size)
+            h, x = self.h_upd(h, size, hooks), self.x_upd(x, size, hooks)
         h = self.in_layers[2](h)
         shift = self.emb_layers(embedding)[..., None, None]
         if self.scale_shift:
@@ -92,23 +93,25 @@ class ResBlock(nn.Module):
 class Block(nn.Sequential):
     """The layers that LDM keeps under one index: convolution or residual block, attention, resampler."""
 
-    def features(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+    def features(self, h: Tensor, embedding: Tensor, context: Tensor | None, hooks: Hooks = NO_HOOKS) -> Tensor:
         """Everything but a resampler at the end."""
         for layer in self:
             if _resamples(layer):
                 break
             if isinstance(layer, ResBlock):
                 h = layer(h, embedding)
+            elif isinstance(layer, (SelfAttention, SpatialTransformer)):
+                h = layer(h, context, hooks)
             else:
-                h = layer(h, context) if isinstance(layer, SpatialTransformer) else layer(h)
+                h = layer(h)
         return h
 
-    def resample(self, h: Tensor, embedding: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def resample(self, h: Tensor, embedding: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         """The resampler at the end, if there is one; `size` is what going up should arrive at."""
         last = self[-1]
         if not _resamples(last):
             return h
-        return last(h, embedding, size) if isinstance(last, ResBlock) else last(h, size)
+        return last(h, embedding, size, hooks) if isinstance(last, ResBlock) else last(h, size, hooks)
 
 
 def _resamples(layer: nn.Module) -> bool:
@@ -184,15 +187,17 @@ class UNet(nn.Module):
             channels, heads, config.context_dim, config.transformer_depth, config.use_linear_in_transformer, make
         )
 
-    def _resampler(self, up: bool, channels: int, make: Layers) -> Resampler | ResBlock:
-        """The layer that changes the resolution, alone or inside a residual block."""
+    def _resampler(self, up: bool, channels: int, level: int, make: Layers) -> Resampler | ResBlock:
+        """The layer that changes the resolution, alone or inside a residual block; `level` is the finer one."""
         config = self.config
         kind: Any
         if config.resampler == "wavelet":
             kind = WaveletUp if up else WaveletDown
 
             def resample() -> Resampler:
-                return kind(channels, config.wavelet, make.operations, **make.factory)  # type: ignore[no-any-return]
+                made = kind(channels, config.wavelet, make.operations, **make.factory)
+                made.level = level
+                return made  # type: ignore[no-any-return]
 
             return self._residual(channels, channels, make, resample) if config.resblock_updown else resample()
         if config.resblock_updown:
@@ -214,7 +219,7 @@ class UNet(nn.Module):
                 widths.append(channels)
             self.taps["down", len(self.input_blocks) - 1] = Tap("down", level)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(Block(self._resampler(False, channels, make)))
+                self.input_blocks.append(Block(self._resampler(False, channels, level, make)))
                 widths.append(channels)
         return widths
 
@@ -230,7 +235,7 @@ class UNet(nn.Module):
                 if 2**level in config.attention_resolutions:
                     layers.append(self._attend(channels, make))
                 if level and index == config.num_res_blocks:
-                    layers.append(self._resampler(True, channels, make))
+                    layers.append(self._resampler(True, channels, level - 1, make))
                 self.output_blocks.append(Block(*layers))
             self.taps["up", len(self.output_blocks) - 1] = Tap("up", level)
 
@@ -245,6 +250,7 @@ class UNet(nn.Module):
         context: Tensor | None = None,
         *,
         features: dict[Tap, Tensor] | None = None,
+        hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
         """Predict the noise (or velocity).
 
@@ -253,25 +259,32 @@ class UNet(nn.Module):
             timesteps: [B], 0 … T − 1.
             context: [B, T, context_dim] for a conditioned model.
             features: when given, receives the features at every tap.
+            hooks: called on the way; they may change what passes by.
 
         Returns:
             [B, out_channels, H, W].
         """
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
+        embedding = hooks.embedding(embedding)
         if context is not None:
             context = context.to(x.dtype)
         h, skips = x, []
         for index, block in enumerate(self.input_blocks):
-            h = self._run(block.features, h, embedding, context)
+            hooks.enter("input", index)
+            h = self._run(block.features, h, embedding, context, hooks)
             self._tap(features, "down", index, h)
-            h = self._run(block.resample, h, embedding)
+            h = hooks.leave("input", self._run(block.resample, h, embedding, None, hooks))
             skips.append(h)
-        h = self._run(self.middle_block.features, h, embedding, context)
+            h = hooks.go_on(h)
+        hooks.enter("middle", 0)
+        h = hooks.leave("middle", self._run(self.middle_block.features, h, embedding, context, hooks))
         self._tap(features, "middle", 0, h)
         for index, block in enumerate(self.output_blocks):
-            h = self._run(block.features, torch.cat([h, skips.pop()], dim=1), embedding, context)
+            hooks.enter("output", index)
+            h = torch.cat(hooks.join(h, skips.pop()), dim=1)
+            h = self._run(block.features, h, embedding, context, hooks)
             self._tap(features, "up", index, h)
-            h = self._run(block.resample, h, embedding, _size(skips))
+            h = self._run(block.resample, h, embedding, _size(skips), hooks)
         return self.out(h)
 
     def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -285,7 +298,7 @@ class UNet(nn.Module):
             features[self.taps[path, index]] = h
 
 
-def _size(skips: list[Tensor]) -> tuple[int, int] | None:
+def _size(skips: list[Tensor]) -> Size:
     """Height and width of the skip that comes next."""
     return (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
 
