@@ -5,10 +5,13 @@ from __future__ import annotations
 from . import files
 from .conditioning import ClassLabel, Unconditional
 from .examples import ExampleImages
+from .gates import WaveletGate
+from .guidance import WaveletBands, WaveletGuidance
 from .latent import EmptyLatent
 from .loading import LoadCheckpoint
 from .lora import LoadLora
 from .spectrum import CompareSpectra, PowerSpectrum, RadialSpectrumNode
+from .trace import GateTrace, GateTracePlot
 
 files.register()
 
@@ -18,6 +21,11 @@ NODE_CLASS_MAPPINGS = {
     "SpectralDiffusionEmptyLatent": EmptyLatent,
     "SpectralDiffusionClassLabel": ClassLabel,
     "SpectralDiffusionUnconditional": Unconditional,
+    "SpectralDiffusionWaveletGate": WaveletGate,
+    "SpectralDiffusionGateTrace": GateTrace,
+    "SpectralDiffusionGateTracePlot": GateTracePlot,
+    "SpectralDiffusionWaveletGuidance": WaveletGuidance,
+    "SpectralDiffusionWaveletBands": WaveletBands,
     "SpectralDiffusionExampleImages": ExampleImages,
     "SpectralDiffusionPowerSpectrum": PowerSpectrum,
     "SpectralDiffusionRadialSpectrum": RadialSpectrumNode,
@@ -30,6 +38,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionEmptyLatent": "Empty Latent (Spectral Diffusion)",
     "SpectralDiffusionClassLabel": "Class Label (Spectral Diffusion)",
     "SpectralDiffusionUnconditional": "Unconditional (Spectral Diffusion)",
+    "SpectralDiffusionWaveletGate": "Wavelet Gate",
+    "SpectralDiffusionGateTrace": "Gate Trace",
+    "SpectralDiffusionGateTracePlot": "Gate Trace Plot",
+    "SpectralDiffusionWaveletGuidance": "Wavelet Guidance",
+    "SpectralDiffusionWaveletBands": "Wavelet Bands",
     "SpectralDiffusionExampleImages": "Example Images (Spectral Diffusion)",
     "SpectralDiffusionPowerSpectrum": "Power Spectrum",
     "SpectralDiffusionRadialSpectrum": "Radial Spectrum",

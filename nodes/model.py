@@ -25,6 +25,7 @@ from ..spectral.formats.source import UNET
 from ..spectral.presets import STABLE_SCALE
 from ..spectral.unet import UNet
 from . import patcher
+from .patches import Patches
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class NativeUNet(UNet):
 
     def __init__(self, config: UNetConfig, *, dtype: Any, device: Any, operations: Any, **_ldm_names: Any) -> None:
         super().__init__(config, dtype=dtype, device=device, operations=operations, attention=optimized_attention)
+        # Stable Diffusion 2.x overflows in half precision; core computes its attention in float32 as well.
+        self.attn_precision = torch.float32 if config.use_linear_in_transformer else None
 
     def forward(  # type: ignore[override]
         self,
@@ -61,16 +64,16 @@ class NativeUNet(UNet):
         """Latent [B, C, H, W] in ComfyUI's scale, time steps [B] → noise or velocity of the same shape.
 
         Raises:
-            SpectralError: a ControlNet is connected (none exists for these networks), or a latent of another model.
+            SpectralError: a latent or a ControlNet of another model.
         """
-        if x.shape[1] != self.config.in_channels:
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise SpectralError(
                 f"This model takes latents of {self.config.in_channels} channels, the connected one has {x.shape[1]}; "
                 "use Empty Latent (Spectral Diffusion) with this MODEL, or VAE Encode with the VAE beside it."
             )
-        if control is not None:
-            raise SpectralError("A Spectral Diffusion model takes no ControlNet; disconnect Apply ControlNet.")
-        return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None)
+        options = {} if transformer_options is None else transformer_options
+        hooks = Patches(options, control, timesteps, x, self.config.model_channels, self.attn_precision)
+        return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None, hooks=hooks)
 
 
 class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]

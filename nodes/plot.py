@@ -40,6 +40,7 @@ class Series:
         low, high: edges of a band around the line, [N] each.
         dashed: for what is fitted or expected rather than measured.
         colour: index in the palette; by default the series' own place.
+        in_legend: whether the legend names it.
     """
 
     label: str
@@ -49,11 +50,12 @@ class Series:
     high: Array | None = None
     dashed: bool = False
     colour: int | None = None
+    in_legend: bool = True
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A labelled axis from `low` to `high`, with its ticks, in the data's units."""
+    """A labelled axis from `low` to `high`, with its ticks, in the data's units; not logarithmic, it may run down."""
 
     label: str
     low: float
@@ -90,6 +92,22 @@ def cycles_axis(low: float, high: float) -> Axis:
     return dataclasses.replace(frequency_axis(low, high), label="spatial frequency (cycles per image)")
 
 
+def step_axis(last: float) -> Axis:
+    """Time steps from that of pure noise down to 0."""
+    return Axis("time step", last, 0.0, tuple(reversed(_round_ticks(0.0, last))), log=False)
+
+
+def plain_axis(label: str, values: Sequence[Array], within: tuple[float, float]) -> Axis:
+    """A linear axis around all values that ends at round numbers and never leaves `within`."""
+    finite = np.concatenate([np.asarray(value, dtype=float).ravel() for value in values])
+    finite = finite[np.isfinite(finite)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else within
+    step = _round_step(max(high - low, 0.02 * (within[1] - within[0])))
+    low = max(math.floor(low / step) * step, min(within[0], low))
+    high = min(math.ceil(high / step) * step, max(within[1], high))
+    return Axis(label, low, max(high, low + step), _round_ticks(low, max(high, low + step)), log=False)
+
+
 def power_axis(label: str, values: Sequence[Array]) -> Axis:
     """A logarithmic axis in whole decades around all positive values, at most 9 decades below the largest."""
     positive = np.concatenate([np.asarray(value, dtype=float).ravel() for value in values])
@@ -100,6 +118,28 @@ def power_axis(label: str, values: Sequence[Array]) -> Axis:
     step = 1 if top - bottom <= 6 else 2
     ticks = tuple(10.0**power for power in range(bottom, top + 1, step))
     return Axis(label, 10.0**bottom, 10.0**top, ticks)
+
+
+def _round_step(spread: float) -> float:
+    """1, 2 or 5 times a power of ten, such that four to ten of them make the spread."""
+    power = 10.0 ** math.floor(math.log10(spread / 4))
+    return next(lead * power for lead in (5, 2, 1) if lead * power <= spread / 4)
+
+
+def _round_ticks(low: float, high: float) -> tuple[float, ...]:
+    step = _round_step(max(high - low, 1e-9))
+    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
+    return tuple(round(index * step, 10) for index in range(first, last + 1))
+
+
+def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Charts of one size side by side, row under row."""
+    width, height = rows[0][0].size
+    page = Image.new("RGB", (width * len(rows[0]), height * len(rows)), PAPER)
+    for y, row in enumerate(rows):
+        for x, chart in enumerate(row):
+            page.paste(chart, (x * width, y * height))
+    return page
 
 
 def line_chart(
@@ -120,7 +160,9 @@ def line_chart(
     """
     sheet = _Sheet(size)
     top = sheet.head(title, notes)
-    top = sheet.legend([(one.label, _colour(one, index), one.dashed) for index, one in enumerate(series)], top)
+    top = sheet.legend(
+        [(one.label, _colour(one, index), one.dashed) for index, one in enumerate(series) if one.in_legend], top
+    )
     frame = (86.0, top + 8.0, size[0] - 24.0, size[1] - 62.0)
     sheet.axes(frame, x, y, marks)
     for index, one in enumerate(series):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import uuid
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..spectral import spectrum
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import PowerLaw, RadialSpectrum
-from . import plot
+from . import plot, show
+from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
 
 CATEGORY = "spectral diffusion/spectrum"
 WINDOW = (
@@ -27,8 +23,6 @@ WINDOW = (
         "none leaves the pixels alone."
     },
 )
-PLOT_TOOLTIP = "The chart as an image, to save or to preview."
-TABLE_TOOLTIP = "The chart's numbers as CSV text with a header line."
 
 
 class PowerSpectrum:
@@ -70,7 +64,9 @@ class PowerSpectrum:
             label="power, log10",
             notes=[_about(images), f"{share:.2%} of the power lies above {above:g} cycles per pixel"],
         )
-        return _shown(chart, {"high_share": share}, _csv(("axis", "cycles_per_pixel", "power"), _axis_rows(power)))
+        return show.picture(
+            chart, {"high_share": share}, show.csv(("axis", "cycles_per_pixel", "power"), _axis_rows(power))
+        )
 
 
 class RadialSpectrumNode:
@@ -127,7 +123,7 @@ class RadialSpectrumNode:
             marks=[plot.Mark(0.5, "Nyquist")],
         )
         numbers = {"alpha": law.alpha, "alpha_error": law.alpha_error}
-        return _shown(chart, numbers, _csv(RADIAL_HEADER, _radial_rows(radial)))
+        return show.picture(chart, numbers, show.csv(RADIAL_HEADER, _radial_rows(radial)))
 
 
 class CompareSpectra:
@@ -192,7 +188,7 @@ class CompareSpectra:
         rows = [("reference", *row) for row in _radial_rows(expected)]
         rows += [("images", *row) for row in _radial_rows(found)]
         numbers = {"low_error": errors.low, "high_error": errors.high}
-        return _shown(chart, numbers, _csv(("set", *RADIAL_HEADER), rows))
+        return show.picture(chart, numbers, show.csv(("set", *RADIAL_HEADER), rows))
 
 
 RADIAL_HEADER = ("cycles_per_pixel", "cycles_per_image", "power", "std", "count")
@@ -240,24 +236,3 @@ def _axis_rows(power: Tensor) -> Iterable[tuple[float | str, ...]]:
     for name, line in (("horizontal", power[0]), ("vertical", power[:, 0])):
         for index in range(1, len(line) // 2 + 1):
             yield name, index / len(line), float(line[index])
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[float | str]]) -> str:
-    lines = [",".join(header)]
-    lines += [",".join(value if isinstance(value, str) else f"{value:.6g}" for value in row) for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(chart: Image.Image, numbers: dict[str, float], table: str) -> dict[str, Any]:
-    """The node's result: chart, numbers in their order, table; the page gets the chart and the numbers as well."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"spectral_diffusion_{uuid.uuid4().hex}.png"
-    chart.save(folder / name, compress_level=1)
-    picture = {"filename": name, "subfolder": "", "type": "temp"}
-    # JSON in the page knows no NaN.
-    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    return {
-        "ui": {"images": [picture], "numbers": [finite]},
-        "result": (plot.as_images([chart]), *numbers.values(), table),
-    }

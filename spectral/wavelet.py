@@ -47,6 +47,10 @@ class FilterBank(NamedTuple):
     synthesis: Filters
 
 
+_ROOT = math.sqrt(0.5)
+HAAR = FilterBank(((_ROOT, _ROOT), (-_ROOT, _ROOT)), ((_ROOT, _ROOT), (_ROOT, -_ROOT)))
+
+
 def haar_matrix(*, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
     """The orthonormal, symmetric [4, 4] matrix from a 2×2 block (x00, x01, x10, x11) to (LL, LH, HL, HH)."""
     rows = [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, -0.5, -0.5], [0.5, -0.5, 0.5, -0.5], [0.5, -0.5, -0.5, 0.5]]
@@ -108,12 +112,31 @@ def idwt2(
     return x[..., : size[0], : size[1]]
 
 
+def axis_matrices(wavelet: Wavelet, size: int, mode: str = "symmetric") -> tuple[Tensor, Tensor]:
+    """One level of the transform along one axis, and its inverse, as float64 matrices on the CPU.
+
+    Returns:
+        analysis [2m, size], the m low-pass coefficients before the m high-pass ones, and synthesis [size, 2m]; their
+        product is the identity.
+
+    Raises:
+        SpectralError: unknown wavelet or mode.
+    """
+    _check_mode(mode)
+    bank, cpu = filter_bank(wavelet), torch.device("cpu")
+    analysis = _build_analysis(bank.analysis, size, mode, torch.float64, cpu)
+    synthesis = _build_synthesis(bank.synthesis, len(analysis) // 2, mode, torch.float64, cpu)
+    return analysis, synthesis[:size]
+
+
 def filter_bank(wavelet: Wavelet) -> FilterBank:
     """The filters of a discrete wavelet by its PyWavelets name, or of a `pywt.Wavelet`.
 
     Raises:
         SpectralError: not a discrete wavelet, or PyWavelets is not installed.
     """
+    if _is_haar(wavelet):
+        return HAAR
     try:
         import pywt
     except ImportError as error:

@@ -1,0 +1,56 @@
+"""What nodes with a chart hand to the page and to the next node: picture, interactive chart, numbers, table."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from PIL import Image
+
+from . import plot
+
+PLOT_TOOLTIP = "The chart as an image, to save or to preview."
+TABLE_TOOLTIP = "The chart's numbers as CSV text with a header line."
+
+
+def picture(chart: Image.Image, numbers: dict[str, float], table: str) -> dict[str, Any]:
+    """A node's result: chart, numbers in their order, table; the page gets the chart and the numbers as well."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"spectral_diffusion_{uuid.uuid4().hex}.png"
+    chart.save(folder / name, compress_level=1)
+    saved = {"filename": name, "subfolder": "", "type": "temp"}
+    return {
+        "ui": {"images": [saved], "numbers": [finite(numbers)]},
+        "result": (plot.as_images([chart]), *numbers.values(), table),
+    }
+
+
+def interactive(chart: Image.Image, described: dict[str, Any], table: str) -> dict[str, Any]:
+    """A node's result: chart and table; `web/chart.js` draws `described` in the node, to be explored.
+
+    Args:
+        described: `title`; axes `x` and `y`, each with a `label` and perhaps `reversed` or `log`; `views`, of which one
+            is shown at a time, each with a `name` and `series` of `name`, `colour` (place in the palette), `x` and `y`.
+    """
+    return {"ui": {"spectral_chart": [finite(described)]}, "result": (plot.as_images([chart]), table)}
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every number that is not finite: JSON in the page knows no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def csv(header: Sequence[str], rows: Iterable[Sequence[float | str]]) -> str:
+    """A table as text, six digits a number."""
+    lines = [",".join(header)]
+    lines += [",".join(value if isinstance(value, str) else f"{value:.6g}" for value in row) for row in rows]
+    return "\n".join(lines) + "\n"

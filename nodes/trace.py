@@ -1,0 +1,273 @@
+"""Gate Trace: what the gates of a student do during the sampling (the paper's Figure 9), as plot, table and widget."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..spectral.errors import SpectralError
+from ..spectral.hooks import Direction
+from . import plot, show
+from .gates import BANDS, DIRECTIONS, check_gated, with_gate_patch
+from .patches import Moment
+
+AVERAGE = "average"
+HEADER = ("run", "timestep", "sigma", "direction", "level", *BANDS)
+
+
+class Point(NamedTuple):
+    """The mean gates of one resampler at one call of the network: over channels and over the pictures of a batch."""
+
+    timestep: float
+    sigma: float
+    direction: Direction
+    level: int
+    gates: tuple[float, ...]
+
+
+@dataclass
+class _Call:
+    """What was recorded and still lies on the device, so that nothing waits for it while sampling goes on."""
+
+    timesteps: Tensor
+    sigmas: Tensor | None
+    direction: Direction
+    level: int
+    gates: Tensor
+
+
+@dataclass
+class _Run:
+    prompt: str | None
+    calls: list[_Call] = field(default_factory=list)
+
+
+class GateRecord:
+    """The gates of every sampling that a traced MODEL took part in; the last of each sampler node is kept."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str | None, _Run] = {}
+
+    def __deepcopy__(self, memo: Any) -> GateRecord:
+        """Itself: clones of the MODEL, which the ComfyUI of 2024 copies deeply, go on recording here."""
+        return self
+
+    def __call__(self, gates: Tensor, direction: Direction, level: int, moment: Moment) -> Tensor:
+        """A `patches.GatePatch` that changes nothing. Of a batch, the rows of the positive conditioning count."""
+        asked = _asked(gates, moment.options.get("cond_or_uncond"))
+        if asked is not None:
+            mean = asked.detach().float().mean(dim=(0, 2))
+            call = _Call(moment.timesteps[:1], moment.options.get("sigmas"), direction, level, mean)
+            self._run().calls.append(call)
+        return gates
+
+    def runs(self, samplers: Iterable[str]) -> list[list[Point]]:
+        """The points of each sampling, oldest first: of these sampler nodes, or of all where none of them is known."""
+        wanted = set(samplers)
+        chosen = [run for node, run in self._runs.items() if node in wanted] or list(self._runs.values())
+        return [[_point(call) for call in run.calls] for run in chosen if run.calls]
+
+    def _run(self) -> _Run:
+        """That of the sampling that is going on; a prompt's first call at a node replaces what was there before."""
+        prompt, node = _executing()
+        run = self._runs.get(node)
+        if run is None or run.prompt != prompt:
+            self._runs.pop(node, None)
+            run = self._runs[node] = _Run(prompt)
+        return run
+
+
+class GateTrace:
+    """Records the gates of a MODEL."""
+
+    CATEGORY = "spectral diffusion"
+    DESCRIPTION = (
+        "Records the gates of a wavelet-gated student while any sampler runs with this MODEL; the pictures stay the "
+        "same to the last bit. Connect MODEL to the sampler, and GATES with the sampler's LATENT to Gate Trace Plot."
+    )
+    SEARCH_ALIASES = ("record gates", "wavelet gates", "figure 9", "gate values")
+    RETURN_TYPES = ("MODEL", "SPECTRAL_GATES")
+    RETURN_NAMES = ("MODEL", "gates")
+    OUTPUT_TOOLTIPS = (
+        "The same model, whose gates are recorded from now on; Wavelet Gates that stand before this node are seen.",
+        "What was recorded, for Gate Trace Plot.",
+    )
+    FUNCTION = "trace"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "A wavelet-gated student from Load Checkpoint (Spectral Diffusion)."
+        return {"required": {"model": ("MODEL", {"tooltip": tooltip})}}
+
+    def trace(self, model: Any) -> tuple[Any, GateRecord]:
+        """A recording clone and its record.
+
+        Raises:
+            SpectralError: the model has no gates.
+        """
+        check_gated(model, "Gate Trace")
+        record = GateRecord()
+        return with_gate_patch(model, record), record
+
+
+class GateTracePlot:
+    """Draws what Gate Trace recorded."""
+
+    CATEGORY = "spectral diffusion"
+    DESCRIPTION = (
+        "Shows how open the gates of each frequency band were at each step of the sampling, on the way down and on the "
+        "way up: the paper's Figure 9. Point at the chart to read the numbers."
+    )
+    SEARCH_ALIASES = ("gate chart", "wavelet gates", "figure 9", "gate values over time")
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("plot", "table")
+    OUTPUT_TOOLTIPS = (show.PLOT_TOOLTIP, show.TABLE_TOOLTIP)
+    OUTPUT_NODE = True
+    FUNCTION = "draw"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        levels = (
+            "average: one chart for Down and one for Up. every level: a row for each change of resolution as well; "
+            "level 0 is the finest, between the latent's size and half of it."
+        )
+        return {
+            "required": {
+                "gates": ("SPECTRAL_GATES", {"tooltip": "From Gate Trace."}),
+                "samples": (
+                    "LATENT",
+                    {"tooltip": "From the sampler that uses Gate Trace's MODEL; the plot waits for it."},
+                ),
+                "levels": ([AVERAGE, "every level"], {"default": AVERAGE, "tooltip": levels}),
+            },
+            "hidden": {"prompt": "PROMPT", "node": "UNIQUE_ID"},
+        }
+
+    def draw(
+        self, gates: GateRecord, samples: dict[str, Any], levels: str, prompt: Any = None, node: str | None = None
+    ) -> dict[str, Any]:
+        """Plot and table.
+
+        Raises:
+            SpectralError: nothing was recorded.
+        """
+        runs = gates.runs(_upstream(prompt or {}, node))
+        if not runs:
+            raise SpectralError(
+                "Gate Trace recorded nothing: connect its MODEL to the sampler whose LATENT comes here."
+            )
+        curves = [_curves(points) for points in runs]
+        every = sorted({level for one in curves for _, level in one if level is not None})
+        rows = [None, *every] if levels != AVERAGE and len(every) > 1 else [None]
+        chart = plot.grid([[_panel(curves, direction, row) for direction in DIRECTIONS] for row in rows])
+        table = show.csv(HEADER, _table(curves))
+        return show.interactive(chart, _described(curves, every), table)
+
+
+#: Time steps, noise levels and gates [N, 4] of one direction and level, from noise to picture.
+Curve = tuple[plot.Array, plot.Array, plot.Array]
+Curves = Mapping[tuple[Direction, int | None], Curve]
+
+
+def _curves(points: Iterable[Point]) -> Curves:
+    """By direction and level, and by direction with None for the mean over its levels; calls at one time step merge."""
+    gathered: dict[tuple[Direction, int | None], dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for point in points:
+        gathered[point.direction, point.level][point.timestep].append(point)
+        gathered[point.direction, None][point.timestep].append(point)
+    made = {}
+    for key, steps in gathered.items():
+        times = sorted(steps, reverse=True)
+        sigmas = np.array([steps[time][0].sigma for time in times])
+        means = np.array([np.mean([point.gates for point in steps[time]], axis=0) for time in times])
+        made[key] = (np.array(times), sigmas, means)
+    return made
+
+
+def _panel(curves: list[Curves], direction: Direction, level: int | None) -> Image.Image:
+    """One chart of four bands."""
+    found = [one[direction, level] for one in curves if (direction, level) in one]
+    last = max(curve[0].max() for one in curves for curve in one.values())
+    series = [
+        plot.Series(band, times, gates[:, index], colour=index, in_legend=run == 0)
+        for run, (times, _, gates) in enumerate(found)
+        for index, band in enumerate(BANDS)
+    ]
+    name = "average over levels" if level is None else f"level {level}"
+    return plot.line_chart(
+        series,
+        plot.step_axis(last),
+        plot.plain_axis("gate value", [curve[2] for one in curves for curve in one.values()], (0.0, 1.0)),
+        title=f"Gates going {direction}, {name}",
+        size=(720, 460),
+    )
+
+
+def _described(curves: list[Curves], levels: list[int]) -> dict[str, Any]:
+    """The interactive chart: a view for each direction and level."""
+    views = []
+    for direction in DIRECTIONS:
+        for level in (None, *levels):
+            series = [
+                {"name": band, "colour": index, "x": times.tolist(), "y": gates[:, index].tolist()}
+                for one in curves
+                if (direction, level) in one
+                for times, _, gates in [one[direction, level]]
+                for index, band in enumerate(BANDS)
+            ]
+            name = "average" if level is None else f"level {level}"
+            views.append({"name": f"{direction.capitalize()}, {name}", "series": series})
+    return {
+        "title": "Gate values",
+        "x": {"label": "time step", "reversed": True},
+        "y": {"label": "gate value"},
+        "views": views,
+    }
+
+
+def _table(curves: list[Curves]) -> Iterator[tuple[float | str, ...]]:
+    for run, one in enumerate(curves):
+        for (direction, level), (times, sigmas, gates) in sorted(one.items(), key=lambda entry: str(entry[0])):
+            name = AVERAGE if level is None else f"{level}"
+            for time, sigma, values in zip(times, sigmas, gates, strict=True):
+                yield (str(run), float(time), float(sigma), direction, name, *map(float, values))
+
+
+def _asked(gates: Tensor, kinds: list[int] | None) -> Tensor | None:
+    """The rows of the positive conditioning (0 in core's `cond_or_uncond`); None where there is none."""
+    if not kinds:
+        return gates
+    rows = [part for kind, part in zip(kinds, gates.chunk(len(kinds)), strict=True) if kind == 0]
+    return torch.cat(rows) if rows else None
+
+
+def _point(call: _Call) -> Point:
+    sigma = float("nan") if call.sigmas is None else float(call.sigmas[0])
+    return Point(float(call.timesteps[0]), sigma, call.direction, call.level, tuple(call.gates.tolist()))
+
+
+def _executing() -> tuple[str | None, str | None]:
+    """The prompt and the node that ComfyUI is working on."""
+    from server import PromptServer  # type: ignore[import-not-found]  # ComfyUI's; it is there once nodes run
+
+    server = getattr(PromptServer, "instance", None)
+    return getattr(server, "last_prompt_id", None), getattr(server, "last_node_id", None)
+
+
+def _upstream(prompt: dict[str, Any], node: str | None) -> set[str]:
+    """All nodes whose results reach the input `samples` of `node`."""
+    found: set[str] = set()
+    open_ = [prompt.get(str(node), {}).get("inputs", {}).get("samples")]
+    while open_:
+        link = open_.pop()
+        if isinstance(link, list) and link and str(link[0]) not in found:
+            found.add(str(link[0]))
+            open_ += prompt.get(str(link[0]), {}).get("inputs", {}).values()
+    return found
