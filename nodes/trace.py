@@ -69,9 +69,9 @@ class GateRecord:
         return gates
 
     def runs(self, samplers: Iterable[str]) -> list[list[Point]]:
-        """The points of each sampling, oldest first: of these sampler nodes, or of all where none of them is known."""
-        wanted = set(samplers)
-        chosen = [run for node, run in self._runs.items() if node in wanted] or list(self._runs.values())
+        """The points of each sampling by these nodes, oldest first; and of one whose node ComfyUI did not tell."""
+        wanted = {None, *samplers}
+        chosen = [run for node, run in self._runs.items() if node in wanted]
         return [[_point(call) for call in run.calls] for run in chosen if run.calls]
 
     def _run(self) -> _Run:
@@ -158,7 +158,7 @@ class GateTracePlot:
         Raises:
             SpectralError: nothing was recorded.
         """
-        runs = gates.runs(_upstream(prompt or {}, node))
+        runs = gates.runs(_traced_samplers(prompt or {}, str(node)))
         if not runs:
             raise SpectralError(
                 "Gate Trace recorded nothing: connect its MODEL to the sampler whose LATENT comes here."
@@ -261,13 +261,26 @@ def _executing() -> tuple[str | None, str | None]:
     return getattr(server, "last_prompt_id", None), getattr(server, "last_node_id", None)
 
 
-def _upstream(prompt: dict[str, Any], node: str | None) -> set[str]:
-    """All nodes whose results reach the input `samples` of `node`."""
+def _traced_samplers(prompt: dict[str, Any], node: str) -> set[str]:
+    """All nodes that lead to the input `samples` of `node`, and to which the Gate Trace of its input `gates` leads."""
+    inputs = prompt.get(node, {}).get("inputs", {})
+    traces = set(_linked({"gates": inputs.get("gates")}))
+    samplers = _upstream(prompt, {"samples": inputs.get("samples")})
+    return {one for one in samplers if traces & _upstream(prompt, prompt[one].get("inputs", {}))}
+
+
+def _upstream(prompt: dict[str, Any], inputs: dict[str, Any]) -> set[str]:
+    """All nodes whose results reach one of these inputs."""
     found: set[str] = set()
-    open_ = [prompt.get(str(node), {}).get("inputs", {}).get("samples")]
-    while open_:
-        link = open_.pop()
-        if isinstance(link, list) and link and str(link[0]) not in found:
-            found.add(str(link[0]))
-            open_ += prompt.get(str(link[0]), {}).get("inputs", {}).values()
+    ahead = _linked(inputs)
+    while ahead:
+        node = ahead.pop()
+        if node in prompt and node not in found:
+            found.add(node)
+            ahead += _linked(prompt[node].get("inputs", {}))
     return found
+
+
+def _linked(inputs: dict[str, Any]) -> list[str]:
+    """The nodes at the other end of links, [node, slot] each."""
+    return [str(link[0]) for link in inputs.values() if isinstance(link, list) and len(link) == 2]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spectral_diffusion.spectral import checkpoint
@@ -16,6 +15,7 @@ from spectral_diffusion.training.tokens import tokenize
 
 from . import prompts
 from .distribution import REPOSITORY
+from .latents import latent
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, node
 from .server import ComfyServer, Prompt, Run
 
@@ -148,14 +148,6 @@ def test_a_mask_decides_where_and_how_much_is_sampled(comfy: ComfyServer, streng
     change = (latent(comfy, prompt, [SAMPLER, 0]) - latent(comfy, prompt, [LATENT, 0])).abs().mean((0, 1, 2))
     assert change[:8].max() < 1e-5
     assert (change[8:].min() > 1e-3) == (strength > 0)
-
-
-def latent(comfy: ComfyServer, prompt: Prompt, link: prompts.Link) -> Tensor:
-    """What arrives at one output of a prompt, [B, C, h, w] in the VAE's scale, by core's Save Latent."""
-    run = comfy.run({**prompt, "latent saved": node("SaveLatent", samples=link, filename_prefix="test")})
-    assert run.error is None, run.message
-    saved = run.outputs["latent saved"]["latents"][0]
-    return load_file(comfy.distribution.base / "output" / saved["filename"])["latent_tensor"]
 
 
 def from_image(denoise: float, name: str = "gradient.png") -> Prompt:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_sampling
 import folder_paths
+import torch
 from safetensors.torch import save_file
 
 
@@ -26,9 +29,7 @@ class ProbeConditioning:
         states, options = conditioning[0]
         pooled = options.get("pooled_output")
         tensors = {"states": states.clone()} | ({} if pooled is None else {"pooled": pooled.clone()})
-        path = Path(folder_paths.get_output_directory(), f"{uuid.uuid4().hex}.safetensors")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        return {"ui": {"files": [path.name]}}
+        return {"ui": {"files": [_saved(tensors)]}}
 
 
 class ProbeText:
@@ -47,4 +48,54 @@ class ProbeText:
         return {"ui": {"text": [text]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeConditioning": ProbeConditioning, "ProbeText": ProbeText}
+class ProbeGuidance:
+    """Calls what a MODEL does to denoised predictions, as a sampler would, with random latents of any shape."""
+
+    CATEGORY = "probe"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI names it
+        percent = ("FLOAT", {"default": 0.5, "min": 0.0, "max": 1.0})
+        required = {"model": ("MODEL",), "shape": ("STRING", {}), "percent": percent, "sampling": (list(SAMPLINGS),)}
+        return {"required": {**required, "negative": ("BOOLEAN", {"default": True})}}
+
+    def save(self, model: Any, shape: str, percent: float, sampling: str, negative: bool) -> dict[str, Any]:
+        size = [int(side) for side in shape.split(",")]
+        cond, uncond = torch.randn(2, *size, generator=torch.manual_seed(7))
+        made = SAMPLINGS[sampling]()
+        if sampling == "flow":
+            made.set_parameters(shift=3.0)
+        args = {
+            "denoised": uncond + 2 * (cond - uncond),
+            "cond_denoised": cond,
+            "uncond_denoised": uncond if negative else torch.zeros_like(uncond),
+            "uncond": [{}] if negative else None,
+            "sigma": torch.full((size[0],), float(made.percent_to_sigma(percent))),
+            "model": SimpleNamespace(model_sampling=made),
+        }
+        plain = args["denoised"].clone()
+        for change in model.model_options.get("sampler_post_cfg_function", []):
+            args["denoised"] = change(args)
+        told = torch.tensor(bool(model.model_options.get("disable_cfg1_optimization", False)))
+        tensors = {"plain": plain, "uncond": uncond, "changed": args["denoised"].clone(), "needs_negative": told}
+        return {"ui": {"files": [_saved(tensors)]}}
+
+
+def _saved(tensors: dict[str, Any]) -> str:
+    """The name of a new file of the output folder."""
+    path = Path(folder_paths.get_output_directory(), f"{uuid.uuid4().hex}.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path.name
+
+
+SAMPLINGS = {
+    "discrete": comfy.model_sampling.ModelSamplingDiscrete,
+    "continuous": comfy.model_sampling.ModelSamplingContinuousEDM,
+}
+if hasattr(comfy.model_sampling, "ModelSamplingDiscreteFlow"):
+    SAMPLINGS["flow"] = comfy.model_sampling.ModelSamplingDiscreteFlow
+
+NODE_CLASS_MAPPINGS = {"ProbeGuidance": ProbeGuidance, "ProbeConditioning": ProbeConditioning, "ProbeText": ProbeText}
