@@ -75,7 +75,8 @@ def rgb_factors(stage: autoencoder.FirstStage, scale_factor: float) -> RgbFactor
         stage: first stage in float32 on the CPU.
         scale_factor: latents that the U-Net sees are first-stage latents × this.
     """
-    pictures = examples.colourful(16).movedim(-1, 1) * 2 - 1
+    # At half their size: a quarter of the time, and colours are all that counts here.
+    pictures = F.avg_pool2d(examples.colourful(16).movedim(-1, 1), 2) * 2 - 1
     with torch.no_grad():
         latents = stage.encode(pictures) * scale_factor
     colours = F.adaptive_avg_pool2d(pictures, (latents.shape[2], latents.shape[3])).movedim(1, -1).reshape(-1, 3)
