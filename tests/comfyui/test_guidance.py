@@ -103,6 +103,27 @@ def test_any_checkpoint_of_cores_own_loader(comfy: ComfyServer, stable_one: str)
     torch.testing.assert_close(half, sampled(comfy, prompt), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("network", ["xl", "flux", "wan"])
+def test_networks_of_every_kind(comfy: ComfyServer, object_info: dict[str, Any], network: str) -> None:
+    """Core's SDXL, Flux (a DiT) and Wan (video) with random weights and latents of odd sizes."""
+    if network not in object_info["ProbeModel"]["input"]["required"]["network"][0]:
+        pytest.skip("this ComfyUI does not know the network")
+    prompt = plain(2.0)
+    prompt[LOADER] = node("ProbeModel", network=network)
+    prompt[SAMPLER]["inputs"] |= {name: [LOADER, slot] for slot, name in enumerate(SLOTS)}
+    prompt = {name: prompt[name] for name in (LOADER, SAMPLER)}
+    every, neutral = guidance([], **{name: 1.5 for name in NEUTRAL}), guidance([], levels=5, preserve_norm=True)
+    found = {name: sampled(comfy, with_guidance(prompt, one)) for name, one in (("all", every), ("none", neutral))}
+    assert torch.equal(found["none"], sampled(comfy, prompt))
+    detail = sampled(comfy, with_guidance(prompt, guidance([], level_1=3.0)))
+    assert detail.isfinite().all() and (detail - found["none"]).abs().mean() > 1e-4
+    prompt[SAMPLER]["inputs"]["cfg"] = 3.0
+    torch.testing.assert_close(found["all"], sampled(comfy, prompt), rtol=1e-3, atol=1e-3)
+
+
+SLOTS = ("model", "positive", "negative", "latent_image")
+
+
 def oracle(x: Tensor, factors: dict[str, float], levels: int, wavelet: str) -> NDArray[np.float64]:
     """Σ (w − 1) B(x) by pywt over the last two axes; factors are named as the widgets of Wavelet Bands."""
     with warnings.catch_warnings():

@@ -12,6 +12,8 @@ import folder_paths
 import torch
 from safetensors.torch import save_file
 
+from .networks import ProbeModel
+
 
 class ProbeConditioning:
     """The first entry of a conditioning, with its pooled output if it has one."""
@@ -98,4 +100,9 @@ SAMPLINGS = {
 if hasattr(comfy.model_sampling, "ModelSamplingDiscreteFlow"):
     SAMPLINGS["flow"] = comfy.model_sampling.ModelSamplingDiscreteFlow
 
-NODE_CLASS_MAPPINGS = {"ProbeGuidance": ProbeGuidance, "ProbeConditioning": ProbeConditioning, "ProbeText": ProbeText}
+NODE_CLASS_MAPPINGS = {
+    "ProbeModel": ProbeModel,
+    "ProbeGuidance": ProbeGuidance,
+    "ProbeConditioning": ProbeConditioning,
+    "ProbeText": ProbeText,
+}
