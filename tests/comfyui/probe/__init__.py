@@ -12,7 +12,7 @@ import folder_paths
 import torch
 from safetensors.torch import save_file
 
-from .networks import ProbeModel
+from .networks import ProbeAttention, ProbeModel
 
 
 class ProbeConditioning:
@@ -101,6 +101,7 @@ if hasattr(comfy.model_sampling, "ModelSamplingDiscreteFlow"):
     SAMPLINGS["flow"] = comfy.model_sampling.ModelSamplingDiscreteFlow
 
 NODE_CLASS_MAPPINGS = {
+    "ProbeAttention": ProbeAttention,
     "ProbeModel": ProbeModel,
     "ProbeGuidance": ProbeGuidance,
     "ProbeConditioning": ProbeConditioning,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
@@ -88,3 +90,35 @@ class ProbeModel:
             for _ in range(2)
         ]
         return patcher, *conditioning, {"samples": torch.zeros(shape)}
+
+
+class ProbeAttention:
+    """How often one call of a network goes through ComfyUI's optimised attention."""
+
+    CATEGORY = "probe"
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "count"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI names it
+        return {"required": {"model": ("MODEL",)}}
+
+    def count(self, model: Any) -> tuple[str]:
+        (ours,) = (module for name, module in sys.modules.items() if name.endswith(".nodes.patches"))
+        attention = ours.optimized_attention
+        assert attention is comfy.ldm.modules.attention.optimized_attention
+        calls = []
+
+        def counted(*inputs: Any, **options: Any) -> Any:
+            calls.append(None)
+            return attention(*inputs, **options)
+
+        network = model.model.diffusion_model
+        ours.optimized_attention = counted
+        try:
+            with torch.no_grad():
+                latent, step = torch.zeros(1, network.config.in_channels, 16, 16), torch.zeros(1)
+                network(latent, step, torch.zeros(1, 5, network.config.context_dim or 1))
+        finally:
+            ours.optimized_attention = attention
+        return (str(len(calls)),)
