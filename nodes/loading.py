@@ -14,7 +14,7 @@ from ..spectral.errors import SpectralError
 from ..spectral.formats.source import CONDITIONER, UNET, ReadOptions
 from ..spectral.wordpiece import VocabularyError
 from . import bert, clip, files, ldm_clip, model, vae
-from .missing import Missing
+from .missing import Missing, Unneeded
 
 TEXT = CONDITIONER + "transformer."
 CLASSES = CONDITIONER + "embedding.weight"
@@ -126,7 +126,10 @@ def load(path: Path, options: ReadOptions) -> tuple[Any, Any, Any, str]:
     classes = file.tensors.get(CLASSES)
     companions = model.Companions(config, None if classes is None else classes.float().cpu().clone(), tower)
     unet = model.build(file, companions, rgb)
-    return unet, tower or Missing(_without_clip(name, config)), first_stage, describe(file)
+    if tower is None:
+        silent = Unneeded if config.conditioning.kind in ("class", "none") else Missing
+        tower = silent(_without_clip(name, config))
+    return unet, tower, first_stage, describe(file)
 
 
 def _tower(file: CheckpointFile) -> Any:

@@ -34,6 +34,22 @@ class Missing:
         raise AttributeError(name)
 
 
+class Unneeded(Missing):
+    """In place of the CLIP of a model that reads no text; Save Checkpoint, which must be given one, finds it empty."""
+
+    def load_model(self) -> Any:
+        """What core loads before it saves: nothing."""
+        import comfy.model_patcher  # here, for the rest of this module knows no ComfyUI
+        import torch
+
+        self.empty = comfy.model_patcher.ModelPatcher(torch.nn.Module(), torch.device("cpu"), torch.device("cpu"))
+        return self.empty
+
+    def get_sd(self) -> dict[str, Any]:
+        """What core saves of it: nothing."""
+        return {}
+
+
 def is_missing(part: Any) -> bool:
     """Whether an output is only the explanation of its absence."""
     return isinstance(part, Missing)

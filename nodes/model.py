@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..spectral import checkpoint
+from ..spectral.attention import SelfAttention, as_files_have_them
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig, ScheduleConfig, UNetConfig
 from ..spectral.diffusion import Schedule
@@ -24,7 +26,7 @@ from ..spectral.errors import SpectralError
 from ..spectral.formats.source import UNET
 from ..spectral.presets import STABLE_SCALE
 from ..spectral.unet import UNet
-from . import patcher
+from . import patcher, saving
 from .patches import Patches
 
 
@@ -105,6 +107,21 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
             )
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds
+
+    def state_dict_for_saving(self, *given: Any, **named: Any) -> dict[str, Tensor]:
+        """What Save Checkpoint and Model Save write: this project's file, with whatever patches have changed.
+
+        Args:
+            given, named: as this version of core calls it: the state dicts of CLIP and VAE, in newer ones our own too.
+
+        Raises:
+            SpectralError: the VAE or the CLIP is none that goes with this model.
+        """
+        parts = inspect.signature(super().state_dict_for_saving).bind(*given, **named).arguments
+        clip, first_stage = (parts.pop(f"{name}_state_dict", None) for name in ("clip", "vae"))
+        network = self.diffusion_model
+        weights = as_files_have_them(network, parts.get("unet_state_dict", network.state_dict()))
+        return saving.state_dict(self.spectral.config, weights, self.spectral.classes, clip, first_stage)
 
 
 def is_stable_latent(config: ModelConfig) -> bool:
@@ -192,6 +209,9 @@ def build(file: CheckpointFile, companions: Companions, rgb: RgbFactors | None) 
     # Built without memory, then filled in place: opening takes the memory of the weights once.
     model = described.get_model(device="meta")
     checkpoint.fill(model.diffusion_model, weights, f"{file.path.name}: {UNET}", offload, dtype)
+    for module in model.diffusion_model.modules():
+        if isinstance(module, SelfAttention):
+            module.third_axis = False  # core merges what has the shape of the parameter
     model.device = offload
     model.spectral = companions
     made = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
@@ -234,6 +254,7 @@ def _ldm_names(config: UNetConfig) -> dict[str, Any]:
         "num_heads": config.num_heads,
         "num_head_channels": config.num_head_channels,
         "use_spatial_transformer": config.use_spatial_transformer,
+        "use_linear_in_transformer": config.use_linear_in_transformer,
         "context_dim": config.context_dim,
         "transformer_depth": [depth for depth in per_level for _ in range(blocks)],
         "transformer_depth_output": [depth for depth in per_level for _ in range(blocks + 1)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +23,12 @@ class SelfAttention(nn.Module):
 
     The checkpoints keep `qkv` and `proj_out` as 1-d convolutions, [out, in, 1]. Here they are linear layers, and only
     the state dict has that last axis. Along `qkv`'s outputs each head has its q, k and v together.
+
+    Attributes:
+        third_axis: whether the state dict has it; ComfyUI compares state dicts with parameters.
     """
+
+    third_axis = True
 
     def __init__(self, channels: int, heads: int, make: Layers) -> None:
         super().__init__()
@@ -61,17 +67,27 @@ class SelfAttention(nn.Module):
 _CONVOLUTIONS = ("qkv.weight", "proj_out.weight")
 
 
-def _add_axis(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _add_axis(module: SelfAttention, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for name in _CONVOLUTIONS:
-        if prefix + name in state:
+        if module.third_axis and prefix + name in state:
             state[prefix + name] = state[prefix + name].unsqueeze(-1)
 
 
-def _drop_axis(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+def _drop_axis(module: SelfAttention, state: dict[str, Any], prefix: str, *others: Any) -> None:
     for name in _CONVOLUTIONS:
         weight = state.get(prefix + name)
         if weight is not None and weight.dim() == 3:
             state[prefix + name] = weight.squeeze(-1)
+
+
+def as_files_have_them(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a network's state dict with the third axis of its self-attention, if they lack it."""
+    shown = dict(tensors)
+    for prefix, module in network.named_modules():
+        if isinstance(module, SelfAttention):
+            for name in (f"{prefix}.{convolution}" for convolution in _CONVOLUTIONS):
+                shown[name] = shown[name].reshape(*shown[name].shape[:2], 1)
+    return shown
 
 
 class CrossAttention(nn.Module):

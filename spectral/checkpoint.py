@@ -112,7 +112,7 @@ def _read(path: Path, options: ReadOptions, beside: ModelConfig | None) -> Sourc
     if diffusers_folder.is_folder(path):
         return diffusers_folder.read(path, options, beside)
     tensors, metadata = open_tensors(path)
-    if spectral_file.METADATA_KEY in metadata:
+    if spectral_file.is_described(tensors, metadata):
         return spectral_file.read(path, tensors, metadata, options)
     return ldm.read(path, tensors, metadata, options, beside)
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from ..spectral.checkpoint import read as read_checkpoint
 from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
-from ..spectral.formats import diffusers_folder, text_keys
+from ..spectral.formats import diffusers_folder, spectral_file, text_keys
 from ..spectral.formats.source import CONDITIONER
-from ..spectral.formats.spectral_file import METADATA_KEY
 from ..spectral.formats.tensor_files import open_tensors
 from ..spectral.formats.zip_directory import ProgramError, read_directory
 from ..spectral.text import END
@@ -59,7 +58,7 @@ def open_text_encoder(
         return _of_width(path.name, width, *diffusers_folder.read_text_encoder(path.parent, path))
     refuse_programs(path)
     tensors, metadata = open_tensors(path)
-    if METADATA_KEY in metadata:
+    if spectral_file.is_described(tensors, metadata):
         config, weights = _ours(path)
     else:
         config, weights = _describe(_without_wrapping(tensors), path.name, activation, skip_last)

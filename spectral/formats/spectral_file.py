@@ -2,6 +2,7 @@
 
 Tensors are `model.diffusion_model.*`, `first_stage_model.*` and `cond_stage_model.*`; the metadata key
 `spectral_diffusion` holds the versioned JSON of `config.ModelConfig`, and `modelspec.*` says the same to other tools.
+ComfyUI writes metadata of its own: in a file that it saved, a tensor of that name holds the JSON, in UTF-8.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..config import FORMAT_VERSION, ModelConfig, from_dict, to_dict
 from ..errors import SpectralError
-from .source import ReadOptions, Source
+from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from .writing import write_safetensors
 
 METADATA_KEY = "spectral_diffusion"
@@ -26,23 +28,33 @@ METADATA_KEY = "spectral_diffusion"
 LARGEST_DESCRIPTION, DEEPEST_DESCRIPTION = 2**20, 24
 
 
+def is_described(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether a file says what it is, as this project's do."""
+    return METADATA_KEY in metadata or METADATA_KEY in tensors
+
+
 def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], options: ReadOptions) -> Source:
-    """A model from a file whose metadata describe it.
+    """A model from a file that describes it.
 
     Raises:
         SpectralError: the description is no JSON, from a newer version, or not of a model; or an option says
             otherwise.
     """
-    description = metadata[METADATA_KEY]
+    if METADATA_KEY in metadata:
+        description = metadata[METADATA_KEY]
+    else:
+        description = _text(tensors[METADATA_KEY], path.name)
+        # ComfyUI adds marks of its own, such as v_pred.
+        tensors = {key: one for key, one in tensors.items() if key.startswith((UNET, FIRST_STAGE, CONDITIONER))}
     if len(description) > LARGEST_DESCRIPTION or _depth(description) > DEEPEST_DESCRIPTION:
         raise SpectralError(
-            f"{path.name}: its {METADATA_KEY!r} metadata is larger or deeper than any model's; export it again."
+            f"{path.name}: its {METADATA_KEY!r} description is larger or deeper than any model's; export it again."
         )
     try:
         data: Any = json.loads(description, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise SpectralError(
-            f"{path.name}: its {METADATA_KEY!r} metadata is not valid JSON; export it again."
+            f"{path.name}: its {METADATA_KEY!r} description is not valid JSON; export it again."
         ) from error
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(version, int) and version < 1:
@@ -92,11 +104,37 @@ def write(
             f"{path} is no name for a checkpoint of this project; expected .safetensors at its end (the ldm layout "
             "takes .ckpt, the diffusers layout a folder)."
         )
+    metadata = {**modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: _description(config)}
+    write_safetensors(path, tensors, metadata)
+
+
+def as_tensor(config: ModelConfig) -> Tensor:
+    """The description as bytes [N] uint8, for files whose metadata are not ours to write; its name is METADATA_KEY."""
+    return torch.frombuffer(bytearray(_description(config), "utf-8"), dtype=torch.uint8)
+
+
+def _description(config: ModelConfig) -> str:
+    """The versioned JSON."""
     description = to_dict(config)
     if not config.schedule.zero_terminal_snr:  # so that readers who do not know the setting read all other files
         del description["schedule"]["zero_terminal_snr"]
-    metadata = {**modelspec(path, config, title, license), **(extra or {}), METADATA_KEY: json.dumps(description)}
-    write_safetensors(path, tensors, metadata)
+    return json.dumps(description)
+
+
+def _text(tensor: Tensor, name: str) -> str:
+    """What `as_tensor` put into one.
+
+    Raises:
+        SpectralError: it holds no text.
+    """
+    try:
+        if tensor.dtype != torch.uint8 or tensor.dim() != 1 or len(tensor) > LARGEST_DESCRIPTION:
+            raise ValueError
+        return bytes(tensor.tolist()).decode("utf-8")
+    except ValueError as error:
+        raise SpectralError(
+            f"{name}: its tensor {METADATA_KEY!r} holds no description of a model; save the file again."
+        ) from error
 
 
 def modelspec(path: Path, config: ModelConfig, title: str | None, license: str | None) -> dict[str, str]:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spectral_diffusion.spectral import checkpoint, conditioning
 from spectral_diffusion.spectral.autoencoder import build
 from spectral_diffusion.spectral.config import ModelConfig, ScheduleConfig, from_dict, to_dict
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.spectral.formats import writing
+from spectral_diffusion.spectral.formats import spectral_file, writing
 from spectral_diffusion.spectral.formats.source import UNET
 from spectral_diffusion.spectral.unet import UNet
 
@@ -124,6 +125,20 @@ def test_metadata_says_what_the_file_is(config: ModelConfig, tmp_path: Path) -> 
     assert said["modelspec.prediction_type"] == ("v" if config.schedule.prediction == "v" else "epsilon")
     assert said.get("modelspec.resolution") == ("16x16" if config.first_stage else None)
     assert {"modelspec.author", "modelspec.date", "modelspec.implementation"} <= set(said)
+
+
+@every_config
+def test_a_tensor_says_what_the_file_is_where_the_metadata_are_another_s(config: ModelConfig, tmp_path: Path) -> None:
+    """As ComfyUI saves: metadata of its own, and marks beside the weights."""
+    path = tmp_path / "saved.safetensors"
+    checkpoint.save(path, config, **modules(config))  # type: ignore[arg-type]
+    original = checkpoint.read(path)
+    marks = {"v_pred": torch.zeros(0), "spectral_diffusion": spectral_file.as_tensor(config)}
+    save_file({**load_file(path), **marks}, path, {"prompt": "{}"})
+    again = checkpoint.read(path)
+    assert again.config == original.config == config
+    assert again.tensors.keys() == original.tensors.keys()
+    checkpoint.load(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])

@@ -195,3 +195,20 @@ def test_wrong_tensors(change: Callable[[dict[str, Tensor]], Any], says: str, so
     change(tensors)
     save_file(tensors, tmp_path / NAME, header_of(sound.read_bytes())["__metadata__"])
     assert says in refused(tmp_path / NAME)
+
+
+DESCRIBING_TENSORS: dict[str, tuple[Tensor, str]] = {
+    "empty": (torch.zeros(0, dtype=torch.uint8), "not valid JSON"),
+    "no-text": (torch.full((9,), 255, dtype=torch.uint8), "holds no description"),
+    "of-floats": (torch.zeros(9), "holds no description"),
+    "of-two-axes": (torch.zeros(3, 3, dtype=torch.uint8), "holds no description"),
+    "too-long": (torch.full((2**20 + 1,), 32, dtype=torch.uint8), "holds no description"),
+    "no-json": (torch.tensor(list(b"{version"), dtype=torch.uint8), "not valid JSON"),
+    "of-nothing": (torch.tensor(list(b"{}"), dtype=torch.uint8), "lacks the key 'kind'"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "says"), DESCRIBING_TENSORS.values(), ids=DESCRIBING_TENSORS)
+def test_wrong_descriptions_in_a_tensor(tensor: Tensor, says: str, sound: Path, tmp_path: Path) -> None:
+    save_file({**load_file(sound), "spectral_diffusion": tensor}, tmp_path / NAME)
+    assert says in refused(tmp_path / NAME)
