@@ -1,4 +1,7 @@
-"""For tests only: nodes that write what no core node writes, conditioning and text, into the server's output folder."""
+"""For tests only: nodes that write what no core node writes, conditioning and text, into the server's output folder.
+
+`hostile` makes what no node should have to take.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 import folder_paths
 from safetensors.torch import save_file
+
+from . import hostile
 
 
 class ProbeConditioning:
@@ -47,4 +52,4 @@ class ProbeText:
         return {"ui": {"text": [text]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeConditioning": ProbeConditioning, "ProbeText": ProbeText}
+NODE_CLASS_MAPPINGS = {"ProbeConditioning": ProbeConditioning, "ProbeText": ProbeText, **hostile.NODES}
