@@ -52,8 +52,7 @@ def _queue(comfy: ComfyServer, place: int, prompt: Prompt) -> dict[str, Any]:
 
 def _left(comfy: ComfyServer) -> int:
     """Prompts that wait or run."""
-    queue = comfy.get("/queue")
-    return len(queue["queue_running"]) + len(queue["queue_pending"])
+    return int(comfy.get("/prompt")["exec_info"]["queue_remaining"])
 
 
 def _run(entry: dict[str, Any]) -> Run:

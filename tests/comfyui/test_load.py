@@ -9,9 +9,9 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from . import attacks, many, prompts
@@ -44,7 +44,7 @@ class Job:
         shown = [output for outputs in run.outputs.values() for output in outputs.get("images", [])]
         pictures = [comfy.image(output) for output in shown]
         sizes = [picture.size for picture in pictures]
-        flat = [len(picture.getcolors(1 << 24) or ()) < 50 for picture in pictures]
+        flat = [bool(np.asarray(picture).std() < 1) for picture in pictures]
         return "" if sizes == [self.size] * self.images and not any(flat) else f"{self.prompt}: {sizes}, flat: {flat}"
 
 
@@ -119,17 +119,24 @@ KINDS: tuple[Callable[[int], Job], ...] = (
 
 
 def _queue(object_info: dict[str, Any]) -> list[Job]:
-    """Rounds of the same kinds in another order each, with other seeds and other attacks."""
+    """Rounds of the same kinds in another order each, model after model, with other seeds and with other attacks."""
     chance = random.Random(0)
     pool = [*attacks.on_contents(), *attacks.on_every_input(object_info)]
     wrong = [next(attack for attack in pool if attack.name == name) for name in ATTACKS]
     jobs: list[Job] = []
     for turn in range(ROUNDS):
         sound = [KINDS[index % len(KINDS)](1000 * turn + index) for index in range(SOUND)]
-        both = [*sound, *(Job(attack.prompt, attack=attack) for attack in wrong[turn * WRONG : (turn + 1) * WRONG])]
-        chance.shuffle(both)
-        jobs += both
+        chance.shuffle(sound)
+        places = {model: chance.random() for model in sorted({_model(job) for job in sound})}
+        sound.sort(key=lambda job: places[_model(job)])
+        jobs += sound
+        for attack in wrong[turn * WRONG : (turn + 1) * WRONG]:
+            jobs.insert(len(jobs) - chance.randrange(SOUND), Job(attack.prompt, attack=attack))
     return jobs
+
+
+def _model(job: Job) -> str:
+    return str(job.prompt[LOADER]["inputs"]["checkpoint"])
 
 
 #: One of each way to be wrong.
