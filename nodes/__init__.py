@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import files
+from . import files, inputs
 from .conditioning import ClassLabel, Unconditional
 from .examples import ExampleImages
 from .gates import WaveletGate
@@ -48,3 +48,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionRadialSpectrum": "Radial Spectrum",
     "SpectralDiffusionCompareSpectra": "Compare Spectra",
 }
+
+for _name, _kind in NODE_CLASS_MAPPINGS.items():
+    inputs.guard(_kind, NODE_DISPLAY_NAME_MAPPINGS[_name])

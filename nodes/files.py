@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -50,11 +51,10 @@ def find(name: str) -> Path:
     Raises:
         SpectralError: there is no such model in the folders that the loader lists, or the name points out of them.
     """
-    clean = os.path.normpath(name)
-    leads_out = os.path.isabs(clean) or os.path.splitdrive(clean)[0] or clean.split(os.sep)[0] in ("..", ".")
-    if not leads_out and "\0" not in clean:
+    clean = inside(name)
+    if clean:
         for root in (*_roots(FILE_FOLDERS), SHIPPED):
-            if clean.lower().endswith(EXTENSIONS) and (root / clean).is_file():
+            if clean.lower().endswith(EXTENSIONS) and os.path.isfile(root / clean):
                 return root / clean
         for root in _roots(DIFFUSERS_FOLDERS):
             if _is_pipeline(root / clean):
@@ -63,6 +63,18 @@ def find(name: str) -> Path:
         f"There is no checkpoint {name!r}; put the .safetensors or .ckpt file, or the diffusers folder, into "
         f"models/{FOLDER} or models/checkpoints of ComfyUI, then refresh the page (R) and choose it again."
     )
+
+
+def inside(name: Any) -> str:
+    """A name of a list without its detours; "" for what would lead out of a model folder, or is no name at all.
+
+    Links that a user has put into a model folder are followed, but not left again: link/../x is x beside the link.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        return ""
+    clean = os.path.normpath(name)
+    leads_out = os.path.isabs(clean) or os.path.splitdrive(clean)[0] or clean.split(os.sep)[0] in ("..", ".")
+    return "" if leads_out else clean
 
 
 def fingerprint(path: Path) -> str:
@@ -91,4 +103,4 @@ def _diffusers(folder: Path, levels: int) -> Iterator[Path]:
 
 def _is_pipeline(path: Path) -> bool:
     """Whether a folder holds a model as diffusers writes it; one with a config.json alone may be anything."""
-    return (path / "model_index.json").is_file() or (path / "unet" / "config.json").is_file()
+    return any(os.path.isfile(path / name) for name in ("model_index.json", "unet/config.json"))

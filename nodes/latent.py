@@ -8,6 +8,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ..spectral.errors import SpectralError
 from .model import Companions
 
 #: What a MODEL of core is taken for: Stable Diffusion's latent, 8 pixels a cell, 64 cells a side.
@@ -44,11 +45,21 @@ class EmptyLatent:
         }
 
     def make(self, model: Any, width: int, height: int, batch_size: int) -> tuple[dict[str, Tensor]]:
-        """{"samples": zeros [batch_size, C, h, w]}."""
+        """{"samples": zeros [batch_size, C, h, w]}.
+
+        Raises:
+            SpectralError: they take more memory than is free.
+        """
         channels = getattr(model.model.latent_format, "latent_channels", 4)
         pixels, trained = _scale(model)
         rows, columns = (max(1, side // pixels) if side else trained for side in (height, width))
         device = comfy.model_management.intermediate_device()
+        needed, free = 4 * batch_size * channels * rows * columns, comfy.model_management.get_free_memory(device)
+        if needed > free:
+            raise SpectralError(
+                f"{batch_size} latents of {columns} x {rows} cells take {needed / 1e9:.0f} GB of memory, of which "
+                f"{free / 1e9:.0f} GB are free; ask for fewer or smaller pictures."
+            )
         return ({"samples": torch.zeros(batch_size, channels, rows, columns, device=device)},)
 
 

@@ -78,9 +78,10 @@ class LoadCheckpoint:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, checkpoint: str | None = None) -> bool | str:
         try:
-            files.find(checkpoint)
+            if checkpoint is not None:  # a name that comes over a link is looked at when it arrives
+                files.find(checkpoint)
         except SpectralError as error:
             return str(error)
         return True

@@ -14,6 +14,7 @@ import comfy.sd
 import folder_paths
 from torch import Tensor
 
+from ..spectral import memory
 from ..spectral.errors import SpectralError
 from ..spectral.formats.tensor_files import open_tensors
 from . import files, notices
@@ -64,9 +65,10 @@ class LoadLora:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool | str:
         try:
-            _find(lora_name)
+            if lora_name is not None:  # a name that comes over a link is looked at when it arrives
+                _find(lora_name)
         except SpectralError as error:
             return str(error)
         return True
@@ -81,11 +83,15 @@ class LoadLora:
         """Patched clones of both, and the report.
 
         Raises:
-            SpectralError: the file cannot be read, or lacks one of the two factors of a weight.
+            SpectralError: the file cannot be read, holds a number that is not finite, or lacks one of the two factors
+                of a weight.
         """
         path = _find(lora_name)
         # Copied, for the file may be replaced while the patches live.
         tensors = {plain(key): tensor.clone() for key, tensor in open_tensors(path)[0].items()}
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.itemsize > 1:
+                memory.check_finite(tensor, f"{path.name}: {key}")
         match = compare(tensors, targets_of(model, clip))
         report = match.report(path.name)
         if match.matched:
@@ -226,7 +232,8 @@ def _find(name: str) -> Path:
     Raises:
         SpectralError: there is none.
     """
-    found = None if "\0" in name else folder_paths.get_full_path("loras", name)
+    clean = files.inside(name)
+    found = folder_paths.get_full_path("loras", clean) if clean else None
     if found is None:
         raise SpectralError(
             f"There is no LoRA {name!r}; put the file into models/loras of ComfyUI, then refresh the page (R) and "

@@ -194,11 +194,25 @@ class CompareSpectra:
 RADIAL_HEADER = ("cycles_per_pixel", "cycles_per_image", "power", "std", "count")
 
 
+#: Beyond it the power of single precision ends; pixels lie between 0 and 1.
+BRIGHTEST = 1e6
+
+
 def _planes(images: Tensor) -> Tensor:
-    """ComfyUI's IMAGE [B, H, W, C] as planes [B, 3, H, W] on the CPU; an alpha channel is left out."""
-    if images.ndim != 4 or 0 in images.shape:
-        raise SpectralError(f"Expected a batch of images [batch, height, width, channels], not {tuple(images.shape)}.")
-    return images[..., :3].movedim(-1, 1).float().cpu()
+    """ComfyUI's IMAGE [B, H, W, C] as planes [B, 3, H, W] on the CPU; an alpha channel is left out.
+
+    Raises:
+        SpectralError: the images have one pixel each, or hold numbers that are no pixels.
+    """
+    if images.shape[1] * images.shape[2] < 2:
+        raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")
+    planes = images[..., :3].movedim(-1, 1).float().cpu()
+    if not planes.abs().max() <= BRIGHTEST:
+        raise SpectralError(
+            f"These images hold numbers beyond {BRIGHTEST:g}; expected pixels from 0 to 1, so look at the node that "
+            "makes them."
+        )
+    return planes
 
 
 def _series(label: str, x: plot.Array, radial: RadialSpectrum, scale: float) -> plot.Series:

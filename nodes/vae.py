@@ -8,13 +8,14 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..spectral import autoencoder, checkpoint
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import FirstStageConfig
 from ..spectral.formats.source import FIRST_STAGE
-from . import examples
+from . import examples, inputs
 from .model import RgbFactors
 
 #: The smallest autoencoder that core builds; ours takes its place.
@@ -43,6 +44,34 @@ def load_first_stage(file: CheckpointFile, config: FirstStageConfig) -> autoenco
     return stage
 
 
+class CheckedVAE(comfy.sd.VAE):  # type: ignore[misc]
+    """Core's class, which looks at latents and images before the first stage does.
+
+    Raises:
+        SpectralError: from all four: what is connected is of another shape, empty, or holds a number that is not
+            finite.
+    """
+
+    def decode(self, samples: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().decode(self._latents(samples), *args, **kwargs)
+
+    def decode_tiled(self, samples: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().decode_tiled(self._latents(samples), *args, **kwargs)
+
+    def encode(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().encode(self._images(pixel_samples), *args, **kwargs)
+
+    def encode_tiled(self, pixel_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().encode_tiled(self._images(pixel_samples), *args, **kwargs)
+
+    def _latents(self, samples: Any) -> Tensor:
+        advice = "connect one that was sampled with the MODEL, or encoded with the VAE, of the same checkpoint"
+        return inputs.latents(samples, "This VAE", self.latent_channels, advice)
+
+    def _images(self, pixels: Any) -> Tensor:
+        return inputs.images(pixels, "The images for this VAE", smallest=self.downscale_ratio, channels=3)
+
+
 def build(stage: autoencoder.FirstStage) -> Any:
     """`stage` as a `comfy.sd.VAE`.
 
@@ -53,7 +82,7 @@ def build(stage: autoencoder.FirstStage) -> Any:
     config, factor = stage.config, stage.config.downscale
     # Of thousands of codes, half precision would often take another one than the nearest.
     dtype = torch.float32 if config.kind == "vq" else None
-    vae = comfy.sd.VAE(sd=weights, config={"params": _PLACEHOLDER}, dtype=dtype)
+    vae = CheckedVAE(sd=weights, config={"params": _PLACEHOLDER}, dtype=dtype)
     vae.first_stage_model = stage.to(vae.vae_dtype)
     offload = vae.patcher.offload_device
     vae.patcher = comfy.model_patcher.ModelPatcher(stage, load_device=vae.device, offload_device=offload)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from . import distribution, models, stable
+from . import distribution, hostile_files, models, stable
 from .server import ComfyServer
 
 
@@ -36,6 +36,12 @@ def stable_one(comfy: ComfyServer) -> Iterator[str]:
     path = stable.write_one(comfy.distribution.base / "models" / "checkpoints" / "stable-one.safetensors")
     yield path.name
     path.unlink()
+
+
+@pytest.fixture(scope="session")
+def hostile(comfy: ComfyServer) -> None:
+    """The files that attacks name, in and beside the server's model folders."""
+    hostile_files.write(comfy.distribution.base)
 
 
 def write_checkpoints(folder: Path) -> None:

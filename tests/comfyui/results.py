@@ -1,4 +1,4 @@
-"""What a prompt made, as tensors: the latents that arrive at outputs of its nodes."""
+"""What a prompt made, exactly: latents and probes as tensors, instead of pictures cut to whole numbers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def latents(comfy: ComfyServer, prompt: Prompt, nodes: Sequence[str] = (SAMPLER,
     saving = {f"saved {name}": node("SaveLatent", samples=[name, 0], filename_prefix=name) for name in nodes}
     run = succeed(comfy, {**prompt, **saving})
     return [_read(comfy, run, f"saved {name}") for name in nodes]
+
+
+def latent(comfy: ComfyServer, prompt: Prompt, link: prompts.Link) -> Tensor:
+    """What arrives at one output of a prompt, [B, C, h, w] in the VAE's scale."""
+    run = succeed(comfy, {**prompt, "saved": node("SaveLatent", samples=link, filename_prefix="test")})
+    return _read(comfy, run, "saved")
+
+
+def probed(comfy: ComfyServer, prompt: Prompt, probe: str) -> dict[str, Tensor]:
+    """The tensors that one of the probe pack's nodes wrote."""
+    (name,) = succeed(comfy, prompt).outputs[probe]["files"]
+    return load_file(comfy.distribution.base / "output" / name)
 
 
 def _read(comfy: ComfyServer, run: Run, saver: str) -> Tensor:

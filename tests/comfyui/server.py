@@ -56,8 +56,8 @@ class Run:
             return ""
         if "node_errors" in self.error:
             reasons = [reason for node in self.error["node_errors"].values() for reason in node["errors"]]
-            return "; ".join(f"{reason['message']}: {reason['details']}" for reason in reasons)
-        return str(self.error["exception_message"])
+            return "; ".join(f"{reason['message']}: {reason['details']}" for reason in reasons or [self.error["error"]])
+        return str(self.error["exception_message"]).rstrip("\n")  # which newer versions append
 
 
 class ComfyServer:

@@ -7,8 +7,8 @@ import pytest
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.attention import CrossAttention, SelfAttention
 
-from .latents import ran
 from .prompts import LOADER, node
+from .results import succeed
 from .server import ComfyServer
 
 
@@ -22,5 +22,5 @@ def test_every_attention_layer_calls_comfyuis_optimised_attention(comfy: ComfySe
         "count": node("ProbeAttention", model=[LOADER, 0]),
         "text": node("ProbeText", text=["count", 0]),
     }
-    assert ran(comfy, prompt).outputs["text"]["text"] == [str(layers)]
+    assert succeed(comfy, prompt).outputs["text"]["text"] == [str(layers)]
     assert layers > 3

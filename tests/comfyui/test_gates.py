@@ -19,8 +19,8 @@ from spectral_diffusion.spectral.diffusion import guided
 from spectral_diffusion.spectral.gating import WaveletDown, WaveletGate, WaveletUp
 
 from . import prompts
-from .latents import latent, ran
 from .prompts import LOADER, SAMPLER, Link, node
+from .results import latent, succeed
 from .server import ComfyServer, Prompt
 from .test_sampling import contexts
 
@@ -174,7 +174,7 @@ def traced(prompt: Prompt, levels: str = "average") -> Prompt:
 def table(comfy: ComfyServer, prompt: Prompt) -> list[dict[str, str]]:
     """The rows of a traced prompt's table."""
     shown = node("ProbeText", text=["plot", 1])
-    (text,) = ran(comfy, {**prompt, "table": shown}).outputs["table"]["text"]
+    (text,) = succeed(comfy, {**prompt, "table": shown}).outputs["table"]["text"]
     return list(csv.DictReader(StringIO(text)))
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import prompts
-from .latents import latent, probed
 from .prompts import LOADER, SAMPLER, Link, node
+from .results import latent, probed
 from .server import ComfyServer, Prompt
 
 NEUTRAL: dict[str, Any] = {"low": 1.0, **{f"level_{level}": 1.0 for level in range(1, 6)}}

@@ -15,8 +15,8 @@ from spectral_diffusion.training.tokens import tokenize
 
 from . import prompts
 from .distribution import REPOSITORY
-from .latents import latent
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, node
+from .results import latent
 from .server import ComfyServer, Prompt, Run
 
 

@@ -1,4 +1,7 @@
-"""For tests only: nodes that write what no core node writes, conditioning and text, into the server's output folder."""
+"""For tests only: nodes that write what no core node writes, conditioning and text, into the server's output folder.
+
+`hostile` makes what no node should have to take.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import folder_paths
 import torch
 from safetensors.torch import save_file
 
+from . import hostile
 from .networks import ProbeAttention, ProbeModel
 
 
@@ -106,4 +110,5 @@ NODE_CLASS_MAPPINGS = {
     "ProbeGuidance": ProbeGuidance,
     "ProbeConditioning": ProbeConditioning,
     "ProbeText": ProbeText,
+    **hostile.NODES,
 }
