@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -89,17 +89,6 @@ def validate(start_percent: float | None, end_percent: float | None) -> bool | s
     except SpectralError as error:
         return str(error)
     return True
-
-
-def check_finite(settings: Mapping[str, float]) -> None:
-    """Refuse numbers that core's own limits let through.
-
-    Raises:
-        SpectralError: one is infinite or not a number; it is named.
-    """
-    for name, value in settings.items():
-        if not math.isfinite(value):
-            raise SpectralError(f"{name} is {value}; expected a finite number, such as 1.")
 
 
 def percent_of(sampling: Any, sigma: Tensor | float) -> float:

@@ -64,10 +64,9 @@ class WaveletGate:
         """A clone with one more patch, or without one where all multipliers are 1.
 
         Raises:
-            SpectralError: the model has no gates, or a multiplier is no finite number.
+            SpectralError: the model has no gates.
         """
         check_gated(model, "Wavelet Gate")
-        during.check_finite(multipliers)
         when = Range(start_percent, end_percent, curve)
         factors = {
             direction: tuple(float(multipliers[f"{direction}_{band}"]) for band in BANDS) for direction in DIRECTIONS

@@ -52,12 +52,7 @@ class WaveletBands:
         return {"required": {"low": low, **each}}
 
     def make(self, low: float, **factors: float) -> tuple[BandWeights]:
-        """Weights of all levels; Wavelet Guidance takes as many of them as it has levels.
-
-        Raises:
-            SpectralError: a factor is no finite number.
-        """
-        during.check_finite({"low": low, **factors})
+        """Weights of all levels; Wavelet Guidance takes as many of them as it has levels."""
         each = tuple(tuple(factors[f"{name}_{level}"] for name in ORIENTATIONS) for level in LEVELS)
         return (BandWeights(each, low),)  # type: ignore[arg-type]
 
@@ -129,9 +124,8 @@ class WaveletGuidance:
         """A clone whose guidance goes by bands; without a patch where every factor is 1.
 
         Raises:
-            SpectralError: a range that cannot be, or a number that is not finite.
+            SpectralError: a range that cannot be.
         """
-        during.check_finite({"low": low, **scales})
         made = model.clone()
         sliders = tuple((scales[f"level_{level}"],) * 3 for level in LEVELS)
         guidance = _product(BandWeights(sliders, low), guidance_bands, levels)
