@@ -26,8 +26,14 @@ from ..spectral.errors import SpectralError
 from ..spectral.formats.source import UNET
 from ..spectral.presets import STABLE_SCALE
 from ..spectral.unet import UNet
-from . import patcher, saving
+from . import control, patcher, saving
+from .control import Additions
 from .patches import Patches
+
+try:
+    from comfy import patcher_extension
+except ImportError:  # before 2025
+    patcher_extension = None
 
 
 @dataclass(frozen=True)
@@ -59,21 +65,40 @@ class NativeUNet(UNet):
         timesteps: Tensor,
         context: Tensor | None = None,
         y: Tensor | None = None,
-        control: Any = None,
+        control: Additions | None = None,
         transformer_options: dict[str, Any] | None = None,
-        **_others: Any,
+        **others: Any,
     ) -> Tensor:
         """Latent [B, C, H, W] in ComfyUI's scale, time steps [B] → noise or velocity of the same shape.
 
         Raises:
             SpectralError: a latent or a ControlNet of another model.
         """
+        options = {} if transformer_options is None else transformer_options
+        given = (x, timesteps, context, y, control, options)
+        if patcher_extension is None:
+            return self._predict(*given, **others)
+        kinds = patcher_extension.WrappersMP
+        wrappers = patcher_extension.get_all_wrappers(kinds.DIFFUSION_MODEL, options)
+        run = patcher_extension.WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        return run.execute(*given, **others)  # type: ignore[no-any-return]
+
+    def _predict(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None,
+        _y: Tensor | None,
+        control: Additions | None,
+        options: dict[str, Any],
+        **_others: Any,
+    ) -> Tensor:
+        """As `forward`, which nodes such as EasyCache wrap in their own."""
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise SpectralError(
                 f"This model takes latents of {self.config.in_channels} channels, the connected one has {x.shape[1]}; "
                 "use Empty Latent (Spectral Diffusion) with this MODEL, or VAE Encode with the VAE beside it."
             )
-        options = {} if transformer_options is None else transformer_options
         hooks = Patches(options, control, timesteps, x, self.config.model_channels, self.attn_precision)
         return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None, hooks=hooks)
 
@@ -94,7 +119,7 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         """What the network is given besides the latent; checks that the conditioning is made for this model.
 
         Raises:
-            SpectralError: the conditioning comes from another model's CLIP.
+            SpectralError: the conditioning comes from another model's CLIP, or the ControlNet is another model's.
         """
         given, width = kwargs.get("cross_attn"), self.spectral.config.conditioning.width
         if self.spectral.config.conditioning.kind == "none":
@@ -105,6 +130,7 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
             raise SpectralError(
                 f"This model reads conditioning of width {width}, but {found}; {_source(self.spectral.config)}."
             )
+        control.check(kwargs.get("control"), self.diffusion_model.config.in_channels, width)
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..spectral.errors import SpectralError
 from ..spectral.hooks import Attending, Direction, Hooks, Part
+from . import control
 
 #: Where a MODEL's options hold the patches of its gates, a tuple of `GatePatch`.
 GATES = "spectral_diffusion_gates"
@@ -51,7 +51,7 @@ class Patches(Hooks):
 
     Args:
         options: ComfyUI's transformer_options; as in core's U-Net, it says where in the network a patch is called.
-        control: the additions of ControlNets, by part of the network, taken from the end; None without any.
+        additions: of ControlNets; None without any.
         timesteps: of this call, [B].
         x: the noisy latent [B, C, H, W].
         width: the U-Net's model_channels.
@@ -61,13 +61,13 @@ class Patches(Hooks):
     def __init__(
         self,
         options: dict[str, Any],
-        control: dict[str, list[Tensor | None]] | None,
+        additions: control.Additions | None,
         timesteps: Tensor,
         x: Tensor,
         width: int,
         attn_precision: Any,
     ) -> None:
-        self.options, self.control, self.width = options, control, width
+        self.options, self.control, self.width = options, additions, width
         self.patches: dict[str, list[Any]] = options.get("patches", {})
         self.replacements: dict[str, dict[Any, Any]] = options.get("patches_replace", {})
         self.precision = attn_precision
@@ -82,10 +82,11 @@ class Patches(Hooks):
         return embedding
 
     def enter(self, part: Part, index: int) -> None:
-        self.options["block"] = (part, index)
+        self.options["block"], self.options["transformer_index"] = (part, index), self.transformers
 
     def leave(self, part: Part, h: Tensor) -> Tensor:
-        h = self._controlled(h, part)
+        self.options["transformer_index"] = self.transformers
+        h = control.added(h, self.control, part)
         if part == "input":
             for patch in self.patches.get("input_block_patch", ()):
                 h = patch(h, self.options)
@@ -97,7 +98,7 @@ class Patches(Hooks):
         return h
 
     def join(self, h: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        skip = self._controlled(skip, "output")
+        skip = control.added(skip, self.control, "output")
         for patch in self.patches.get("output_block_patch", ()):
             h, skip = patch(h, skip, self.options)
         return h, skip
@@ -112,10 +113,13 @@ class Patches(Hooks):
     ) -> Tensor:
         """As `Hooks.attention`, by ComfyUI's own attention unless a patch replaces it."""
         self.options["block_index"] = depth
-        extra, value = self._extra(layer, x), context
+        if name == "attn1":  # one for both attentions of a block, which patches may leave notes in
+            self.extra = self._extra(layer, x)
+        extra, value = self.extra, context
         for patch in self.patches.get(f"{name}_patch", ()):
             x, context, value = patch(x, context, value, extra)
-        q, k, v = layer.project(x, context, value)
+        # Whole, for HyperTile cuts queries alone, and core's attention then views keys and values as that many.
+        q, k, v = (one.contiguous() for one in layer.project(x, context, value))
         replace = self._replacement(name, depth)
         out = self._attend(q, k, v, layer.heads) if replace is None else replace(q, k, v, extra)
         out = layer.output(out)
@@ -136,13 +140,8 @@ class Patches(Hooks):
     def _extra(self, layer: Attending, x: Tensor) -> dict[str, Any]:
         """What patches of attention are told."""
         told = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
-        self.extra = {
-            **told,
-            "n_heads": layer.heads,
-            "dim_head": x.shape[-1] // layer.heads,
-            "attn_precision": self.precision,
-        }
-        return self.extra
+        width = x.shape[-1] // layer.heads
+        return {**told, "n_heads": layer.heads, "dim_head": width, "attn_precision": self.precision}
 
     def _replacement(self, name: str, depth: int) -> Any:
         """The patch that stands for the attention here, of this transformer block or of the whole place."""
@@ -153,22 +152,3 @@ class Patches(Hooks):
         wanted = {"attn_precision": self.precision, "transformer_options": self.options}
         told = {key: value for key, value in wanted.items() if _TELLS_ALL or key in _ACCEPTED}
         return optimized_attention(q, k, v, heads, **told)  # type: ignore[no-any-return]
-
-    def _controlled(self, h: Tensor, part: Part) -> Tensor:
-        """With what ControlNets add here.
-
-        Raises:
-            SpectralError: they are made for a network of another shape.
-        """
-        additions = None if self.control is None else self.control.get(part)
-        if not additions:
-            return h
-        addition = additions.pop()
-        if addition is None:
-            return h
-        if addition.shape[1:] != h.shape[1:]:
-            raise SpectralError(
-                f"The ControlNet is made for another model: it adds features of {tuple(addition.shape[1:])} where this "
-                f"one has {tuple(h.shape[1:])}. Disconnect Apply ControlNet, or use one made for this model."
-            )
-        return h + addition

@@ -83,11 +83,19 @@ class WaveletUp(Resampler):
         self.project = operations.Conv2d(channels // 4, channels, 1, bias=False, **factory)
 
     def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
-        """[B, C, h, w] → [B, C, 2h, 2w], or cropped to `size`, at most one row and column less."""
+        """[B, C, h, w] → [B, C, 2h, 2w], or `size`.
+
+        At most one row and column less are cropped. Any other size is what a caller's hooks have made of the features
+        on the way; the nearest neighbour leads there.
+        """
         gates = hooks.gates(self.gate(x), "up", self.level)
         gated = x.unflatten(1, (4, x.shape[1] // 4)) * gates[..., None, None]
         bands = (gated[:, 0], gated[:, 1], gated[:, 2], gated[:, 3])
-        return self.project(wavelets.idwt2(bands, self.wavelet, mode="periodization", size=size))
+        full = (2 * x.shape[2], 2 * x.shape[3])
+        if size is None or all(most - 1 <= side <= most for side, most in zip(size, full, strict=True)):
+            return self.project(wavelets.idwt2(bands, self.wavelet, mode="periodization", size=size))
+        up = self.project(wavelets.idwt2(bands, self.wavelet, mode="periodization"))
+        return F.interpolate(up, size=size, mode="nearest")
 
 
 def _gated_haar_down(x: Tensor, gates: Tensor) -> Tensor:

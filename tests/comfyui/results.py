@@ -40,6 +40,7 @@ def probed(comfy: ComfyServer, prompt: Prompt, probe: str) -> dict[str, Tensor]:
 
 
 def _read(comfy: ComfyServer, run: Run, saver: str) -> Tensor:
+    assert saver in run.outputs, f"the server refused what leads to {saver!r}"
     file = run.outputs[saver]["latents"][0]
     return load_file(comfy.distribution.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
 

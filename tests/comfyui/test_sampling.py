@@ -116,15 +116,6 @@ def test_any_latent_size(comfy: ComfyServer, kind: str, width: int, height: int)
     assert [image.shape for image in images] == [(height, width, 3)] * 2
 
 
-@pytest.mark.parametrize(
-    "sampler", ["euler", "euler_ancestral", "heun", "dpm_2", "lms", "dpmpp_2m", "dpmpp_sde", "uni_pc"]
-)
-def test_cores_samplers(comfy: ComfyServer, sampler: str) -> None:
-    prompt = prompts.generate("text", steps=3)
-    prompt[SAMPLER]["inputs"] |= {"sampler_name": sampler, "scheduler": "karras"}
-    assert pictures(comfy, prompt)[0].std() > 1
-
-
 def test_image_to_image_keeps_more_with_less_denoising(comfy: ComfyServer) -> None:
     Image.linear_gradient("L").resize((64, 64)).save(comfy.distribution.base / "input" / "gradient.png")
     images = {}

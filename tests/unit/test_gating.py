@@ -87,6 +87,13 @@ def test_up_crops_to_the_size_of_the_skip(wavelet: str) -> None:
     torch.testing.assert_close(layer(x, (9, 7)), layer(x)[..., :9, :7])
 
 
+def test_up_goes_on_to_any_size_by_the_nearest_neighbour() -> None:
+    """Features that hooks made smaller on the way down: a skip of three times their size."""
+    layer, x = up(), features(2, 8, 2, 3)
+    natural = layer(x).repeat_interleave(3, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(layer(x, (12, 12)), natural)
+
+
 def gates_at(value: float) -> Callable[[nn.Module, object, Tensor], Tensor]:
     """A forward hook that sets every gate to `value`."""
     return lambda module, inputs, gates: torch.full_like(gates, value)

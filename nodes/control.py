@@ -1,0 +1,68 @@
+"""ControlNets on our U-Net: what they add to its features, and a sentence where they are made for another model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from ..spectral.errors import SpectralError
+from ..spectral.hooks import Part
+
+#: What ControlNets add, by part of the network; taken from the end.
+Additions = dict[str, list[Tensor | None]]
+ADVICE = "Disconnect Apply ControlNet, or use one that is made for this model."
+
+
+def check(control: Any, channels: int, width: int) -> None:
+    """Before sampling: that a ControlNet, and those chained to it, can read what this model reads.
+
+    Args:
+        control: core's ControlBase, or None.
+        channels: of this model's latents.
+        width: of its conditioning.
+
+    Raises:
+        SpectralError: it reads something else.
+    """
+    while control is not None:
+        network = getattr(control, "control_model", None)
+        weights = {} if network is None else dict(network.named_parameters())
+        first, keys = weights.get("input_blocks.0.0.weight"), _ending(weights, ".attn2.to_k.weight")
+        if first is not None and keys is not None and (first.shape[1], keys.shape[1]) != (channels, width):
+            raise SpectralError(
+                f"The ControlNet is made for another model: it reads latents of {first.shape[1]} channels and "
+                f"conditioning of width {keys.shape[1]}, this one has {channels} and {width}. {ADVICE}"
+            )
+        if getattr(network, "num_classes", None) is not None:
+            raise SpectralError(f"The ControlNet is made for Stable Diffusion XL, which this model is not. {ADVICE}")
+        control = getattr(control, "previous_controlnet", None)
+
+
+def added(h: Tensor, additions: Additions | None, part: Part) -> Tensor:
+    """Features [B, C, H, W] with what ControlNets add at this place.
+
+    Features of another size, as when another node shrinks them on the way, stay as they are: core does the same.
+
+    Raises:
+        SpectralError: it is of another width, for a network of another shape.
+    """
+    remaining = None if additions is None else additions.get(part)
+    addition = remaining.pop() if remaining else None
+    if addition is None:
+        return h
+    if addition.shape[1] != h.shape[1]:
+        raise SpectralError(
+            f"The ControlNet is made for another model: it adds features of {addition.shape[1]} channels where this "
+            f"one has {h.shape[1]}. {ADVICE}"
+        )
+    if addition.shape[2:] != h.shape[2:]:
+        logging.warning("ControlNet: %s cannot be added to %s", list(addition.shape), list(h.shape))
+        return h
+    return h + addition
+
+
+def _ending(weights: dict[str, Any], end: str) -> Any:
+    """The first weight whose name ends so, or None."""
+    return next((weight for name, weight in weights.items() if name.endswith(end)), None)
