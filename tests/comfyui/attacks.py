@@ -46,12 +46,19 @@ def is_sentence(message: str) -> bool:
     return bool(re.search(CORE, message)) or (message.endswith(".") and not BARE.search(message))
 
 
+def changed(prompt: Prompt, place: str, **inputs: Any) -> Prompt:
+    """The prompt with other inputs at one node."""
+    made = copy.deepcopy(prompt)
+    made[place]["inputs"] |= inputs
+    return made
+
+
 # --- every input of every node ---
 
 
 @dataclass(frozen=True)
 class Home:
-    """A prompt that gives an image, and the id in it of the node that is attacked."""
+    """A prompt that gives an image (each another one), and the id in it of the node that is attacked."""
 
     prompt: Prompt
     place: str
@@ -79,9 +86,9 @@ HOMES = {
     "SpectralDiffusionLoadCheckpoint": Home(prompts.generate("text", steps=1), LOADER),
     "SpectralDiffusionLoadLora": Home(_with_lora(), "lora"),
     "SpectralDiffusionEmptyLatent": Home(_CLASS, LATENT),
-    "SpectralDiffusionClassLabel": Home(_CLASS, "positive"),
-    "SpectralDiffusionUnconditional": Home(_CLASS, "negative"),
-    "SpectralDiffusionExampleImages": Home(_spectrum("PowerSpectrum", above=0.25), "images"),
+    "SpectralDiffusionClassLabel": Home(changed(_CLASS, SAMPLER, seed=2), "positive"),
+    "SpectralDiffusionUnconditional": Home(changed(_CLASS, SAMPLER, seed=3), "negative"),
+    "SpectralDiffusionExampleImages": Home(_spectrum("PowerSpectrum", above=0.2), "images"),
     "SpectralDiffusionPowerSpectrum": Home(_spectrum("PowerSpectrum", above=0.25), "spectrum"),
     "SpectralDiffusionRadialSpectrum": Home(_spectrum("RadialSpectrum", fit_low=0.0, fit_high=0.375), "spectrum"),
     "SpectralDiffusionCompareSpectra": Home(
@@ -126,13 +133,6 @@ def _on_input(home: Home, title: str, name: str, type_: Any, required: bool) -> 
             prompt = changed(home.prompt, home.place, **{name: link})
             prompt["images"] = prompt.get("images") or node("ProbeImage", shape="1,64,64,3", fill="noise")
             yield Attack(f"{title} is linked to {where}", prompt, "Exception when validating")
-
-
-def changed(prompt: Prompt, place: str, **inputs: Any) -> Prompt:
-    """The prompt with other inputs at one node."""
-    made = copy.deepcopy(prompt)
-    made[place]["inputs"] |= inputs
-    return made
 
 
 def linked(prompt: Prompt, place: str, name: str, value: Any) -> Prompt:
@@ -291,7 +291,11 @@ def _of_model(name: str, kind: str = "none", **size: int) -> Prompt:
 def odd() -> Iterator[tuple[str, Prompt]]:
     """Prompts that give an image, by what is odd about them."""
     texts = {"nothing": "", "100 kB": "apple " * 17000, "zero bytes": "a\0b\x1b[2J", "weights": "(((a:1e9) [b::] ))))"}
-    texts |= {"emoji": "\U0001f34e" * 50, "right to left": "\u202eelppa", "names": "embedding:../../outside embedding:"}
+    texts |= {
+        "emoji": "\U0001f34e" * 50,
+        "right to left": "\u202eelppa",
+        "names": "embedding:../../outside embedding:linked/../x",
+    }
     for key, text in texts.items():
         yield f"a text of {key}", prompts.generate("text", steps=1, text=text)
     yield "a model in a linked folder", _of_model("linked/inside.safetensors")
