@@ -1,25 +1,23 @@
 // A chart of lines to be explored: pick a view, hide lines, point at them or step along with the arrow keys.
 // It is drawn from the description of nodes/show.py `interactive` and knows nothing of ComfyUI but its colours.
 import * as numbers from "./chart_numbers.js";
+import { buttons, dot, list, make, path, toClipboard } from "./chart_parts.js";
 
 /** In pixels: space above and beside the frame, and below it for ticks and label; room that one tick takes. */
 const MARGIN = { top: 24, right: 16, bottom: 40 };
 const TICK = { x: 76, y: 34 };
-/** Points stand out where they are further apart than this, and a line counts this far beyond its ends, in pixels. */
+/** More ticks than this help nobody. */
+const TICKS = 8;
+/** In pixels: points stand out where they are further apart; points that are read are no further from the guide. */
 const SPARSE = 9;
-const BEYOND = 12;
+const REACH = 12;
+/** How far a point's mark may reach out of the frame. */
+const EDGE = 5;
+/** The width of a digit, in pixels. */
+const CHARACTER = 6.6;
 /** Up to so many choices are buttons side by side; more are a list. */
 const BUTTONS = 5;
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
-
-/** An element of the page; text is text, whatever it holds. */
-function make(tag, attributes = {}, ...children) {
-  const svg = ["svg", "g", "path", "line", "circle", "rect", "text"].includes(tag);
-  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 const parts = (view) => [view.name].flat();
 const half = (value) => Math.round(value) + 0.5;
@@ -150,7 +148,7 @@ export class Chart {
     const [width, height] = [this.plot.clientWidth, this.plot.clientHeight];
     if (!this.described || width < 80 || height < 80) return;
     this.frame(width, height);
-    const inner = make("svg", { x: this.left, y: this.top, width: this.right - this.left, height: this.bottom - this.top });
+    const inner = this.inner();
     for (const one of this.shown()) inner.append(...this.band(one));
     for (const one of this.shown()) inner.append(...this.line(one));
     this.pointer = make("g", { class: "sd-chart-pointer" });
@@ -159,20 +157,27 @@ export class Chart {
     this.point(this.cursor ?? null);
   }
 
-  /** Axes and where they lie. Views share the vertical one, so that they can be compared, unless they have their own. */
+  /** Axes and where they lie. Views share them, so that they can be compared, unless they have their own. */
   frame(width, height) {
     const own = ["x", "y"].map((name) => this.view[name] ?? this.described[name] ?? {});
     const peers = this.view.y ? [this.view] : this.described.views.filter((view) => !view.y);
     const across = [this.view, ...(this.view.x ? [] : this.described.views.filter((view) => !view.x))];
     const values = peers.flatMap((view) => this.shown(view)).flatMap((one) => [one.y, one.low, one.high]);
     [this.top, this.bottom, this.right] = [MARGIN.top, height - MARGIN.bottom, width - MARGIN.right];
-    this.y = numbers.makeAxis(own[1], values, (this.bottom - this.top) / TICK.y, true);
+    this.y = numbers.makeAxis(own[1], values, Math.min((this.bottom - this.top) / TICK.y, TICKS), true);
     const widest = Math.max(...this.y.ticks.map((tick) => numbers.tickText(tick, this.y.log).length), 2);
-    this.left = 16 + 6.5 * widest;
+    this.left = 16 + CHARACTER * widest;
     const xs = across.flatMap((view) => view.series.map((one) => one.x));
-    this.x = numbers.makeAxis(own[0], xs, (this.right - this.left) / TICK.x, false);
+    this.x = numbers.makeAxis(own[0], xs, Math.min((this.right - this.left) / TICK.x, TICKS), false);
     this.toX = (value) => this.x.place(value) * (this.right - this.left);
     this.toY = (value) => (1 - this.y.place(value)) * (this.bottom - this.top);
+  }
+
+  /** What clips the lines, from the frame's upper left corner on. */
+  inner() {
+    const [width, height] = [this.right - this.left + 2 * EDGE, this.bottom - this.top + 2 * EDGE];
+    const place = { x: this.left - EDGE, y: this.top - EDGE, width, height };
+    return make("svg", { ...place, viewBox: `${-EDGE} ${-EDGE} ${width} ${height}` });
   }
 
   grid() {
@@ -181,7 +186,7 @@ export class Chart {
     for (const tick of this.x.ticks) {
       const at = half(left + this.toX(tick));
       group.append(make("line", { x1: at, x2: at, y1: top, y2: bottom }));
-      group.append(make("text", { x: at, y: bottom + 16, "text-anchor": "middle" }, numbers.tickText(tick, this.x.log)));
+      group.append(this.below(at, numbers.tickText(tick, this.x.log)));
     }
     for (const tick of this.y.ticks) {
       const at = half(top + this.toY(tick));
@@ -191,10 +196,17 @@ export class Chart {
     const edge = `M${half(left)},${top}V${half(bottom)}H${right}`;
     group.append(make("path", { d: edge, class: "sd-chart-edge" }));
     const middle = (left + right) / 2;
-    group.append(make("text", { class: "sd-chart-label", x: middle, y: bottom + 34, "text-anchor": "middle" }, this.x.label));
-    group.append(make("text", { class: "sd-chart-label", x: 8, y: 13 }, this.y.label));
+    const label = { class: "sd-chart-label" };
+    group.append(make("text", { ...label, x: middle, y: bottom + 34, "text-anchor": "middle" }, this.x.label));
+    group.append(make("text", { ...label, x: 8, y: 13 }, this.y.label));
     for (const mark of this.view.marks ?? []) group.append(...this.mark(mark));
     return group;
+  }
+
+  /** A number under the axis, moved as far as it must be to stay on the drawing. */
+  below(at, text) {
+    const most = this.right + MARGIN.right - CHARACTER * text.length / 2;
+    return make("text", { x: Math.min(at, most), y: this.bottom + 16, "text-anchor": "middle" }, text);
   }
 
   mark({ x, label }) {
@@ -259,9 +271,9 @@ export class Chart {
   /** So many points to the right, as they are drawn. */
   step(by) {
     const xs = this.places().sort((a, b) => this.toX(a) - this.toX(b));
-    const from = xs.indexOf(this.cursor);
-    const to = from < 0 ? (by < 0 ? xs.length - 1 : 0) : Math.min(Math.max(from + by, 0), xs.length - 1);
-    this.point(xs[to] ?? null);
+    const at = xs.indexOf(this.cursor);
+    const from = at < 0 && by < 0 ? xs.length : at;
+    this.point(xs[Math.min(Math.max(from + by, 0), xs.length - 1)] ?? null);
   }
 
   /** Mark what lies at this x and write its numbers; null: nothing. */
@@ -282,68 +294,29 @@ export class Chart {
     this.status.textContent = `${this.x.label} ${numbers.valueText(x)}: ${said}`;
   }
 
-  /** Mark the point of a series that is nearest to a place along the axis, if the series goes so far. */
+  /** Mark the point of a series that is nearest to a place along the axis, if it is near. */
   read(one, at) {
     const places = one.x.map(this.toX);
-    const ends = numbers.extent([places]);
-    if (!ends || at < ends[0] - BEYOND || at > ends[1] + BEYOND) return;
     const index = numbers.nearest(places, at);
+    if (index < 0 || Math.abs(places[index] - at) > REACH) return;
     const { value } = this.entries.get(one.name);
     value.textContent += (value.textContent && " / ") + numbers.valueText(one.y[index]);
     const y = this.top + this.toY(one.y[index]);
-    if (y >= this.top - 1 && y <= this.bottom + 1) this.pointer.append(dot(this.left + places[index], y, 4.5, one.stroke));
+    const inside = y >= this.top - 1 && y <= this.bottom + 1;
+    if (inside) this.pointer.append(dot(this.left + places[index], y, 4.5, one.stroke));
   }
 
   /** The x that is read, on its axis. */
   chip(at, text) {
-    const width = 14 + 6.6 * text.length;
-    const left = Math.min(Math.max(at - width / 2, 0), this.right + MARGIN.right - width);
-    const place = { x: left, y: this.bottom + 3, width, height: 18, rx: 4 };
-    return [
-      make("rect", place),
-      make("text", { x: left + width / 2, y: this.bottom + 16, "text-anchor": "middle" }, text),
-    ];
+    const width = 14 + CHARACTER * text.length;
+    const x = Math.min(at, this.right + MARGIN.right - width / 2);
+    const box = make("rect", { x: x - width / 2, y: this.bottom + 3, width, height: 18, rx: 4 });
+    return [box, make("text", { x, y: this.bottom + 16, "text-anchor": "middle" }, text)];
   }
 
   async copy() {
     const said = (await toClipboard(numbers.csv(this.x.label, this.shown()))) ? "Copied" : "Not allowed";
     this.copier.textContent = said;
     setTimeout(() => (this.copier.textContent = "Copy CSV"), 1500);
-  }
-}
-
-const path = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(2)},${y.toFixed(2)}`).join("");
-
-const dot = (cx, cy, r, fill) => make("circle", { cx: cx.toFixed(2), cy: cy.toFixed(2), r, fill });
-
-function buttons(options, current, pick) {
-  const group = make("div", { class: "sd-chart-buttons", role: "group" });
-  for (const option of options) {
-    const button = make("button", { type: "button", "aria-pressed": option === current }, option);
-    button.addEventListener("click", () => pick(option));
-    group.append(button);
-  }
-  return group;
-}
-
-function list(options, current, pick) {
-  const select = make("select", { "aria-label": "View" }, ...options.map((option) => make("option", {}, option)));
-  select.value = current;
-  select.addEventListener("change", () => pick(select.value));
-  return select;
-}
-
-/** Pages that were not opened through https or localhost have no clipboard but that of a selected text. */
-async function toClipboard(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const area = document.body.appendChild(make("textarea", { style: "position: fixed; opacity: 0" }));
-    area.value = text;
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    return done;
   }
 }

@@ -28,7 +28,7 @@ export function linearTicks(low, high, count) {
   return ticks;
 }
 
-/** 1, 2 and 5 of each decade where there is room for them, else powers of ten, else every second, third … of those. */
+/** 1, 2 and 5 of each decade where there is room for them, else powers of ten, or every second, third … of those. */
 export function logTicks(low, high, count) {
   const decades = Math.log10(high / low);
   const leads = decades * 3 <= count ? LEADS : [1];
@@ -79,7 +79,8 @@ export function makeAxis(described, lists, count, round) {
 }
 
 function linearEnds([low, high], within, count, round) {
-  const least = within ? 0.02 * (within[1] - within[0]) : 1e-3 * Math.max(Math.abs(low), Math.abs(high)) || 1;
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  const least = within ? 0.02 * (within[1] - within[0]) : (high > low ? 1e-3 : 0.1) * size || 1;
   const step = roundStep(Math.max(high - low, least), Math.max(count, 1));
   if (!round) return high > low ? [low, high] : [low - step / 2, high + step / 2];
   let from = Math.floor(low / step + 1e-6) * step;
@@ -103,7 +104,8 @@ function logEnds([low, high], round) {
 /** Round numbers around a positive one. */
 function near(value) {
   const power = Math.floor(Math.log10(value));
-  return [power - 1, power, power + 1].flatMap((one) => LEADS.map((lead) => Number((lead * 10 ** one).toPrecision(12))));
+  const decade = (one) => LEADS.map((lead) => Number((lead * 10 ** one).toPrecision(12)));
+  return [power - 1, power, power + 1].flatMap(decade);
 }
 
 /** The index of the entry that is nearest to a value, or -1; entries that are no number do not count. */
@@ -119,10 +121,10 @@ export function nearest(list, value) {
 /** A tick's label. */
 export function tickText(value, log) {
   const size = Math.abs(value);
-  if (value !== 0 && (size >= 1e5 || size < 1e-3)) {
+  if (value !== 0 && (size >= (log ? 1e4 : 1e5) || size < 1e-3)) {
     const power = Math.floor(Math.log10(size) + 1e-9);
     const lead = Number((value / 10 ** power).toPrecision(6));
-    return `${log && lead === 1 ? "" : `${lead}·`}10${raised(power)}`;
+    return lead === 1 && log ? `10${raised(power)}` : minus(`${lead}·10${raised(power)}`);
   }
   return minus(String(Number(value.toPrecision(6))));
 }
