@@ -34,8 +34,16 @@ def interactive(chart: Image.Image, described: dict[str, Any], table: str) -> di
     """A node's result: chart and table; `web/chart.js` draws `described` in the node, to be explored.
 
     Args:
-        described: `title`; axes `x` and `y`, each with a `label` and perhaps `reversed` or `log`; `views`, of which one
-            is shown at a time, each with a `name` and `series` of `name`, `colour` (place in the palette), `x` and `y`.
+        described: of these, `title`, `x`, `y` and `views` must be there.
+
+            - `title`: what it is, for people who do not see it.
+            - `x`, `y`: the axes, each a `label` and perhaps `log`, `reversed`, its ends `low` and `high`, and `within`,
+              two limits that are not left where the ends are rounded. A view may have axes of its own.
+            - `views`: of which one is shown at a time. Each has `series`, a `name`, or a list of names that are picked
+              one by one, and perhaps `marks`, vertical lines with `x` and `label`.
+            - series: `name`, `x` and `y`, where None breaks the line, and perhaps `colour` (place in the palette),
+              `dashed`, and `low` and `high`, the edges of a band around the line. Those of one name are one in the
+              legend.
     """
     return {"ui": {"spectral_chart": [finite(described)]}, "result": (plot.as_images([chart]), table)}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..spectral import spectrum
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import PowerLaw, RadialSpectrum
-from . import plot, show
+from . import plot, plot_axes, show
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
 
 CATEGORY = "spectral diffusion/spectrum"
@@ -116,11 +116,11 @@ class RadialSpectrumNode:
         line = plot.Series("power law", fitted, np.exp(law.log_amplitude) * fitted**-law.alpha, dashed=True, colour=1)
         chart = plot.line_chart(
             [_series("mean over images and directions (shaded: spread between images)", frequency, radial, 1.0), line],
-            plot.frequency_axis(frequency[0] * 0.9, 0.75),
-            plot.power_axis("power", [power]),
+            plot_axes.frequency_axis(frequency[0] * 0.9, 0.75),
+            plot_axes.power_axis("power", [power]),
             title="Radial power spectrum",
             notes=[_about(images), f"power = A / frequency^alpha with alpha = {_with_error(law)}"],
-            marks=[plot.Mark(0.5, "Nyquist")],
+            marks=[plot_axes.Mark(0.5, "Nyquist")],
         )
         numbers = {"alpha": law.alpha, "alpha_error": law.alpha_error}
         return show.picture(chart, numbers, show.csv(RADIAL_HEADER, _radial_rows(radial)))
@@ -179,11 +179,11 @@ class CompareSpectra:
         ]
         chart = plot.line_chart(
             curves,
-            plot.cycles_axis(0.9 * min(one.x[0] for one in curves), 1.05 * max(one.x[-1] for one in curves)),
-            plot.power_axis("squared Fourier amplitude", [one.y for one in curves]),
+            plot_axes.cycles_axis(0.9 * min(one.x[0] for one in curves), 1.05 * max(one.x[-1] for one in curves)),
+            plot_axes.power_axis("squared Fourier amplitude", [one.y for one in curves]),
             title="Spectra compared",
             notes=[f"mean |ln ratio|: {errors.low:.3f} below {cutoff:g} cycles per image, {errors.high:.3f} above"],
-            marks=[plot.Mark(cutoff, "cut-off")],
+            marks=[plot_axes.Mark(cutoff, "cut-off")],
         )
         rows = [("reference", *row) for row in _radial_rows(expected)]
         rows += [("images", *row) for row in _radial_rows(found)]
@@ -215,7 +215,7 @@ def _planes(images: Tensor) -> Tensor:
     return planes
 
 
-def _series(label: str, x: plot.Array, radial: RadialSpectrum, scale: float) -> plot.Series:
+def _series(label: str, x: plot_axes.Array, radial: RadialSpectrum, scale: float) -> plot.Series:
     """A radial spectrum's line; the band is one standard deviation between images, as a factor either way."""
     power = radial.power.numpy() * scale
     if radial.std is None:

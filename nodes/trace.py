@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..spectral.errors import SpectralError
 from ..spectral.hooks import Direction
-from . import plot, show
+from . import plot, plot_axes, show
 from .gates import BANDS, DIRECTIONS, check_gated, with_gate_patch
 from .patches import Moment
 
@@ -172,7 +172,7 @@ class GateTracePlot:
 
 
 #: Time steps, noise levels and gates [N, 4] of one direction and level, from noise to picture.
-Curve = tuple[plot.Array, plot.Array, plot.Array]
+Curve = tuple[plot_axes.Array, plot_axes.Array, plot_axes.Array]
 Curves = Mapping[tuple[Direction, int | None], Curve]
 
 
@@ -192,22 +192,26 @@ def _curves(points: Iterable[Point]) -> Curves:
 
 
 def _panel(curves: list[Curves], direction: Direction, level: int | None) -> Image.Image:
-    """One chart of four bands."""
+    """One chart of four bands; the lines of a second sampling and those after it are dashed."""
     found = [one[direction, level] for one in curves if (direction, level) in one]
-    last = max(curve[0].max() for one in curves for curve in one.values())
     series = [
-        plot.Series(band, times, gates[:, index], colour=index, in_legend=run == 0)
+        plot.Series(band, times, gates[:, index], dashed=run > 0, colour=index, in_legend=run == 0)
         for run, (times, _, gates) in enumerate(found)
         for index, band in enumerate(BANDS)
     ]
-    name = "average over levels" if level is None else f"level {level}"
+    name = "average over levels" if level is None else f"level {level}" + ", the finest" * (level == 0)
     return plot.line_chart(
         series,
-        plot.step_axis(last),
-        plot.plain_axis("gate value", [curve[2] for one in curves for curve in one.values()], (0.0, 1.0)),
+        plot_axes.step_axis(_first_step(curves)),
+        plot_axes.plain_axis("gate value", [curve[2] for one in curves for curve in one.values()], (0.0, 1.0)),
         title=f"Gates going {direction}, {name}",
         size=(720, 460),
     )
+
+
+def _first_step(curves: list[Curves]) -> float:
+    """The time step with the most noise that any sampling was at."""
+    return max(float(times.max()) for one in curves for times, _, _ in one.values())
 
 
 def _described(curves: list[Curves], levels: list[int]) -> dict[str, Any]:
@@ -216,18 +220,19 @@ def _described(curves: list[Curves], levels: list[int]) -> dict[str, Any]:
     for direction in DIRECTIONS:
         for level in (None, *levels):
             series = [
-                {"name": band, "colour": index, "x": times.tolist(), "y": gates[:, index].tolist()}
-                for one in curves
+                {"name": band, "colour": index, "dashed": run > 0, "x": times.tolist(), "y": gates[:, index].tolist()}
+                for run, one in enumerate(curves)
                 if (direction, level) in one
                 for times, _, gates in [one[direction, level]]
                 for index, band in enumerate(BANDS)
             ]
-            name = "average" if level is None else f"level {level}"
-            views.append({"name": f"{direction.capitalize()}, {name}", "series": series})
+            name = AVERAGE if level is None else f"level {level}"
+            views.append({"name": [direction.capitalize(), name], "series": series})
+    axis = plot_axes.step_axis(_first_step(curves))
     return {
         "title": "Gate values",
-        "x": {"label": "time step", "reversed": True},
-        "y": {"label": "gate value"},
+        "x": {"label": axis.label, "reversed": True, "low": axis.high, "high": axis.low},
+        "y": {"label": "gate value", "within": [0.0, 1.0]},
         "views": views,
     }
 

@@ -47,8 +47,20 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
 @pytest.fixture
 def page(comfy: ComfyServer) -> Iterator[Page]:
     """The page, loaded and empty; it reaches nothing but the server."""
-    # A setting that the page would ask a newcomer about in dialogs.
-    comfy.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.0.0"})
+    with modern_page(comfy) as opened:
+        yield opened
+
+
+@contextmanager
+def modern_page(comfy: ComfyServer, vue: bool = False) -> Iterator[Page]:
+    """The page of `comfyui-frontend-package`, loaded and empty.
+
+    Args:
+        vue: whether it renders nodes by Vue instead of on its canvas.
+    """
+    # The first two are what the page would ask a newcomer about in dialogs.
+    settings = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.0.0", "Comfy.VueNodes.Enabled": vue}
+    comfy.post("/settings", {**settings, "Comfy.ColorPalette": "dark"})
     with browser_page(comfy) as opened:
         opened.wait_for_function("() => window.app?.extensionManager", timeout=120_000)
         yield opened
@@ -57,17 +69,24 @@ def page(comfy: ComfyServer) -> Iterator[Page]:
 @contextmanager
 def browser_page(comfy: ComfyServer) -> Iterator[Page]:
     """A browser of its own, at the server's page."""
+    with empty_page() as opened:
+        opened.route("**/*", only_local)
+        opened.goto(comfy.url)
+        # The page is ready when it has nothing more to ask the server, its extensions set up and its socket open.
+        opened.wait_for_function("() => window.app?.graph", timeout=120_000)
+        opened.wait_for_load_state("networkidle")
+        yield opened
+
+
+@contextmanager
+def empty_page() -> Iterator[Page]:
+    """A browser of its own, with nothing in it."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         raise RuntimeError("The browser test needs Chromium; install Debian's package `chromium`.")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=executable, args=list(FLAGS))
         opened = browser.new_page(viewport={"width": 1760, "height": 960})
-        opened.route("**/*", only_local)
-        opened.goto(comfy.url)
-        # The page is ready when it has nothing more to ask the server, its extensions set up and its socket open.
-        opened.wait_for_function("() => window.app?.graph", timeout=120_000)
-        opened.wait_for_load_state("networkidle")
         yield opened
         browser.close()
 

@@ -33,19 +33,14 @@ def lora(comfy: ComfyServer) -> None:
 
 
 def prompt(kind: str) -> Prompt:
-    """A text model with the LoRA; nodes are numbered, as the page wants it."""
+    """A text model with the LoRA."""
     made = prompts.generate("text", steps=2)
     # The server of 2024 takes nodes of one number and equal inputs for the same, whatever their kind.
     strength = 1.0 if kind == "LoraLoader" else 0.5
     strengths = {"lora_name": "foreign.safetensors", "strength_model": strength, "strength_clip": strength}
     made["lora"] = node(kind, model=[LOADER, 0], clip=[LOADER, 1], **strengths)
     made[SAMPLER]["inputs"]["model"] = ["lora", 0]
-    numbers = {name: str(index) for index, name in enumerate(made, 1)}
-    for one in made.values():
-        for key, value in one["inputs"].items():
-            if isinstance(value, list):
-                one["inputs"][key] = [numbers[value[0]], value[1]]
-    return {numbers[name]: one for name, one in made.items()}
+    return prompts.numbered(made)
 
 
 @pytest.mark.parametrize("kind", ["LoraLoader", "SpectralDiffusionLoadLora"])

@@ -51,3 +51,18 @@ def generate(kind: str, *, seed: int = 1, steps: int = 4, text: str = "a red app
         DECODE: node("VAEDecode", samples=[SAMPLER, 0], vae=[LOADER, 2]),
         SAVE: node("SaveImage", images=[DECODE, 0], filename_prefix="test"),
     }
+
+
+def numbered(prompt: Prompt) -> Prompt:
+    """The same with numbers for names, as the page wants them."""
+    numbers = {name: str(index) for index, name in enumerate(prompt, 1)}
+    return {
+        numbers[name]: node(
+            one["class_type"],
+            **{
+                key: [numbers[value[0]], value[1]] if isinstance(value, list) else value
+                for key, value in one["inputs"].items()
+            },
+        )
+        for name, one in prompt.items()
+    }
