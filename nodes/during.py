@@ -48,10 +48,11 @@ class Range:
     curve: str = "constant"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
+        numbers = all(isinstance(percent, (int, float)) for percent in (self.start, self.end))
+        if not numbers or not 0 <= self.start <= self.end <= 1:
             raise SpectralError(
-                f"The range goes from start_percent {self.start:g} to end_percent {self.end:g}; expected both between "
-                "0 and 1, and the start not after the end."
+                f"The range goes from start_percent {self.start!r:.30} to end_percent {self.end!r:.30}; expected both "
+                "between 0 and 1, and the start not after the end."
             )
         if self.curve not in CURVES:
             raise SpectralError(f"There is no curve {self.curve!r}; expected one of {', '.join(CURVES)}.")

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ _OBJECTS = {
     "MODEL": ("model", "a MODEL, such as that of Load Checkpoint (Spectral Diffusion)"),
     "CLIP": ("cond_stage_model", "a CLIP, such as that of Load Checkpoint (Spectral Diffusion)"),
     "VAE": ("decode", "a VAE, such as that of Load Checkpoint (Spectral Diffusion)"),
+    "SPECTRAL_GATES": ("runs", "the gates of a Gate Trace"),
+    "WAVELET_BANDS": ("levels", "the bands of a Wavelet Bands"),
 }
 #: Where numbers of an image or a latent that are not finite come from.
 _NOT_FINITE = (
@@ -84,9 +87,7 @@ def images(value: Any, where: str, *, smallest: int = 1, channels: int = 1) -> T
             f"{where}: {count} of {width} x {height} pixels and {depth} channels; expected one or more, each of at "
             f"least {smallest} pixel{'s' * (smallest > 1)} a side and {channels} channel{'s' * (channels > 1)}."
         )
-    if not _finite(value):
-        raise SpectralError(f"{where}: these images {_NOT_FINITE}")
-    return value
+    return finite(value, f"{where}: these images")
 
 
 def latents(value: Any, taker: str, channels: int, advice: str) -> Tensor:
@@ -100,17 +101,61 @@ def latents(value: Any, taker: str, channels: int, advice: str) -> Tensor:
     Raises:
         SpectralError: it is something else, is empty, of other channels, or holds a number that is not finite.
     """
-    if not isinstance(value, Tensor) or value.ndim != 4 or not value.numel():
+    if not isinstance(value, Tensor):
+        raise SpectralError(f"{taker} takes latents, the connected one is {_shown(value)}; {advice}.")
+    latent_shape(value.shape, taker, channels, advice)
+    return finite(value, "The connected latents")
+
+
+def latent_shape(shape: Sequence[int], taker: str, channels: int, advice: str) -> None:
+    """As `latents`, of the shape alone.
+
+    Raises:
+        SpectralError: it is none of images, or of other channels.
+    """
+    if len(shape) != 4 or 0 in shape:
+        found = "is empty" if 0 in shape else f"has {len(shape)} axes"
         raise SpectralError(
-            f"{taker} takes latents [batch, {channels}, height, width], each at least 1, the connected one is "
+            f"{taker} takes latents [batch, {channels}, height, width], each at least 1; the connected one {found}; "
+            f"{advice}."
+        )
+    if shape[1] != channels:
+        raise SpectralError(
+            f"{taker} takes latents of {channels} channels, the connected one has {shape[1]}; {advice}."
+        )
+
+
+def context(value: Any, width: int, advice: str) -> Tensor:
+    """What a MODEL is conditioned on, [B, T, width], as it is.
+
+    Args:
+        advice: where to get one that fits, the end of a sentence.
+
+    Raises:
+        SpectralError: there is none, it is of another width or shape, or holds a number that is not finite.
+    """
+    if value is None or (isinstance(value, Tensor) and value.ndim and value.shape[-1] != width):
+        found = "there is none" if value is None else f"this one has {value.shape[-1]}"
+        raise SpectralError(f"This model reads conditioning of width {width}, but {found}; {advice}.")
+    if not isinstance(value, Tensor) or value.ndim != 3 or not value.numel():
+        raise SpectralError(
+            f"This model reads conditioning [batch, tokens, {width}], each at least 1, the connected one is "
             f"{_shown(value)}; {advice}."
         )
-    if value.shape[1] != channels:
-        raise SpectralError(
-            f"{taker} takes latents of {channels} channels, the connected one has {value.shape[1]}; {advice}."
-        )
-    if not _finite(value):
-        raise SpectralError(f"The connected latents {_NOT_FINITE}")
+    return finite(value, "The connected conditionings")
+
+
+def finite(value: Tensor, what: str) -> Tensor:
+    """A tensor as it is.
+
+    Args:
+        what: it is, in the plural, the beginning of a sentence.
+
+    Raises:
+        SpectralError: it holds a number that is not finite.
+    """
+    if not bool(torch.isfinite(value).all()):
+        raise SpectralError(f"{what} {_NOT_FINITE}")
     return value
 
 
@@ -150,10 +195,6 @@ def _number(value: Any, type_: str, options: dict[str, Any], where: str) -> floa
         kind = "whole number" if type_ == "INT" else "number"
         raise SpectralError(f"{where} is {_shown(value)}; expected a {kind} from {low:g} to {high:g}.")
     return number
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,7 @@ from ..spectral.errors import SpectralError
 from ..spectral.formats.source import UNET
 from ..spectral.presets import STABLE_SCALE
 from ..spectral.unet import UNet
-from . import control, patcher, saving
+from . import control, inputs, patcher, saving
 from .control import Additions
 from .patches import Patches
 
@@ -51,6 +51,10 @@ class Companions:
     clip: Any = None
 
 
+#: Where to get latents that fit a MODEL.
+OWN_LATENT = "use Empty Latent (Spectral Diffusion) with this MODEL, or VAE Encode with the VAE beside it"
+
+
 class NativeUNet(UNet):
     """The U-Net under the signature by which ComfyUI calls its diffusion models."""
 
@@ -69,11 +73,7 @@ class NativeUNet(UNet):
         transformer_options: dict[str, Any] | None = None,
         **others: Any,
     ) -> Tensor:
-        """Latent [B, C, H, W] in ComfyUI's scale, time steps [B] → noise or velocity of the same shape.
-
-        Raises:
-            SpectralError: a latent or a ControlNet of another model.
-        """
+        """Latent [B, C, H, W] in ComfyUI's scale, time steps [B] → noise or velocity of the same shape."""
         options = {} if transformer_options is None else transformer_options
         given = (x, timesteps, context, y, control, options)
         if patcher_extension is None:
@@ -94,11 +94,6 @@ class NativeUNet(UNet):
         **_others: Any,
     ) -> Tensor:
         """As `forward`, which nodes such as EasyCache wrap in their own."""
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
-            raise SpectralError(
-                f"This model takes latents of {self.config.in_channels} channels, the connected one has {x.shape[1]}; "
-                "use Empty Latent (Spectral Diffusion) with this MODEL, or VAE Encode with the VAE beside it."
-            )
         hooks = Patches(options, control, timesteps, x, self.config.model_channels, self.attn_precision)
         return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None, hooks=hooks)
 
@@ -115,21 +110,30 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         if schedule.zero_terminal_snr and not getattr(self.model_sampling, "zsnr", False):
             self.model_sampling.set_sigmas(zero_terminal_sigmas(schedule))  # before ComfyUI knew of it
 
+    def memory_required(self, input_shape: Any, *others: Any, **named: Any) -> Any:
+        """Bytes that sampling takes; core asks for them first of all, so that here a latent of no use is noticed.
+
+        Raises:
+            SpectralError: the latent is none of this model's.
+        """
+        inputs.latent_shape(input_shape, "This model", self.diffusion_model.config.in_channels, OWN_LATENT)
+        return super().memory_required(input_shape, *others, **named)
+
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """What the network is given besides the latent; checks that the conditioning is made for this model.
 
         Raises:
-            SpectralError: the conditioning comes from another model's CLIP, or the ControlNet is another model's.
+            SpectralError: the conditioning comes from another model's CLIP, or the ControlNet is another model's; or
+                conditioning or latents hold numbers that are not finite.
         """
-        given, width = kwargs.get("cross_attn"), self.spectral.config.conditioning.width
+        width = self.spectral.config.conditioning.width
         if self.spectral.config.conditioning.kind == "none":
             # Core wants some context; this network reads none.
             kwargs["cross_attn"] = torch.zeros(1, 1, 1)
-        elif given is None or given.shape[-1] != width:
-            found = "there is none" if given is None else f"this one has {given.shape[-1]}"
-            raise SpectralError(
-                f"This model reads conditioning of width {width}, but {found}; {_source(self.spectral.config)}."
-            )
+        else:
+            inputs.context(kwargs.get("cross_attn"), width, _source(self.spectral.config))
+        if kwargs.get("latent_image") is not None:
+            inputs.finite(kwargs["latent_image"], "The connected latents")
         control.check(kwargs.get("control"), self.diffusion_model.config.in_channels, width)
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds

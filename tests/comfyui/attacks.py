@@ -81,6 +81,32 @@ def _spectrum(kind: str, **inputs: Any) -> Prompt:
     }
 
 
+def _patched(kind: str, **inputs: Any) -> Prompt:
+    """One step with a node that patches the MODEL."""
+    prompt = prompts.generate("text", steps=1)
+    prompt["patch"] = node(f"SpectralDiffusion{kind}", model=[LOADER, 0], **inputs)
+    prompt[SAMPLER]["inputs"]["model"] = ["patch", 0]
+    return prompt
+
+
+def _guided() -> Prompt:
+    """Guidance with bands of its own."""
+    factors = {"low": 1.0, **{f"level_{level}": 1.1 for level in range(1, 6)}}
+    prompt = _patched("WaveletGuidance", wavelet="haar", levels=3, preserve_norm=False, **factors, **_WHEN)
+    names = [f"{name}_{level}" for level in range(1, 6) for name in ("horizontal", "vertical", "diagonal")]
+    prompt["bands"] = node("SpectralDiffusionWaveletBands", low=1.0, **dict.fromkeys(names, 1.1))
+    prompt["patch"]["inputs"] |= {"guidance_bands": ["bands", 0], "prediction_bands": ["bands", 0]}
+    return prompt
+
+
+def _traced() -> Prompt:
+    prompt = _patched("GateTrace")
+    plot = node("SpectralDiffusionGateTracePlot", gates=["patch", 1], samples=[SAMPLER, 0], levels="average")
+    return {**prompt, "plot": plot}
+
+
+_WHEN = {"start_percent": 0.0, "end_percent": 1.0, "curve": "constant"}
+_GATES = {f"{direction}_{band}": 1.1 for direction in ("down", "up") for band in ("LL", "LH", "HL", "HH")}
 _CLASS = prompts.generate("class", steps=1)
 HOMES = {
     "SpectralDiffusionLoadCheckpoint": Home(prompts.generate("text", steps=1), LOADER),
@@ -88,6 +114,11 @@ HOMES = {
     "SpectralDiffusionEmptyLatent": Home(_CLASS, LATENT),
     "SpectralDiffusionClassLabel": Home(changed(_CLASS, SAMPLER, seed=2), "positive"),
     "SpectralDiffusionUnconditional": Home(changed(_CLASS, SAMPLER, seed=3), "negative"),
+    "SpectralDiffusionWaveletGate": Home(_patched("WaveletGate", **_GATES, **_WHEN), "patch"),
+    "SpectralDiffusionGateTrace": Home(changed(_traced(), SAMPLER, seed=4), "patch"),
+    "SpectralDiffusionGateTracePlot": Home(changed(_traced(), SAMPLER, seed=5), "plot"),
+    "SpectralDiffusionWaveletGuidance": Home(changed(_guided(), SAMPLER, seed=6), "patch"),
+    "SpectralDiffusionWaveletBands": Home(changed(_guided(), SAMPLER, seed=7), "bands"),
     "SpectralDiffusionExampleImages": Home(_spectrum("PowerSpectrum", above=0.2), "images"),
     "SpectralDiffusionPowerSpectrum": Home(_spectrum("PowerSpectrum", above=0.25), "spectrum"),
     "SpectralDiffusionRadialSpectrum": Home(_spectrum("RadialSpectrum", fit_low=0.0, fit_high=0.375), "spectrum"),

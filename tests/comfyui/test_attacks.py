@@ -50,7 +50,6 @@ def test_wrong_images_latents_models_and_names(comfy: ComfyServer) -> None:
     assert wrong_answers(comfy, attacks.on_contents()) == {}
 
 
-@pytest.mark.xfail(reason="the MODEL does not look at what KSampler gives it yet", strict=False)
 def test_wrong_latents_and_conditioning_in_the_sampler(comfy: ComfyServer) -> None:
     assert wrong_answers(comfy, attacks.in_the_sampler()) == {}
 
