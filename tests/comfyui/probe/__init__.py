@@ -9,6 +9,8 @@ from typing import Any
 import folder_paths
 from safetensors.torch import save_file
 
+from .memory import ProbeLowMemory
+
 
 class ProbeConditioning:
     """The first entry of a conditioning, with its pooled output if it has one."""
@@ -47,4 +49,8 @@ class ProbeText:
         return {"ui": {"text": [text]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeConditioning": ProbeConditioning, "ProbeText": ProbeText}
+NODE_CLASS_MAPPINGS = {
+    "ProbeConditioning": ProbeConditioning,
+    "ProbeText": ProbeText,
+    "ProbeLowMemory": ProbeLowMemory,
+}
