@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from . import hostile
+from .memory import ProbeLowMemory
 from .networks import ProbeAttention, ProbeModel
 
 
@@ -110,5 +111,6 @@ NODE_CLASS_MAPPINGS = {
     "ProbeGuidance": ProbeGuidance,
     "ProbeConditioning": ProbeConditioning,
     "ProbeText": ProbeText,
+    "ProbeLowMemory": ProbeLowMemory,
     **hostile.NODES,
 }
