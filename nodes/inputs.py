@@ -37,7 +37,7 @@ def guard(kind: Any, title: str) -> None:
     """Make a node compare all inputs with its own INPUT_TYPES before its function sees them.
 
     Args:
-        kind: the class of a node.
+        kind: the class of a node that takes its inputs one by one (not INPUT_IS_LIST).
         title: its name in the page.
     """
     function = getattr(kind, kind.FUNCTION)
