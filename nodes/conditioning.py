@@ -18,20 +18,27 @@ class ClassLabel:
     """The learned embedding of one class."""
 
     CATEGORY = "spectral diffusion"
-    DESCRIPTION = "Conditioning on one class, for models trained with class labels such as LDM's ImageNet models."
+    DESCRIPTION = (
+        "Asks for one class by its number, in the place of a prompt: for models trained with class labels, such as "
+        "LDM's ImageNet models."
+    )
     SEARCH_ALIASES = ("class conditioning", "imagenet class", "label")
     RETURN_TYPES = ("CONDITIONING",)
-    OUTPUT_TOOLTIPS = ("The class embedding, for KSampler's positive input.",)
+    OUTPUT_TOOLTIPS = ("The class as conditioning, for KSampler's positive input.",)
     FUNCTION = "embed"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        number = (
+            "Number of the class, counted from 0 in the order of the data that the model was trained on: of ImageNet's "
+            "classes, 207 is the golden retriever."
+        )
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "From Load Checkpoint (Spectral Diffusion); it holds the embeddings."}),
+                "model": ("MODEL", {"tooltip": "From Load Checkpoint (Spectral Diffusion); it knows the classes."}),
                 "label": (
                     "INT",
-                    {"default": 0, "min": 0, "max": 99999, "tooltip": "Number of the class, counted from 0."},
+                    {"default": 0, "min": 0, "max": 99999, "tooltip": number},
                 ),
             }
         }
@@ -58,8 +65,8 @@ class Unconditional:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "Conditioning that asks for nothing in particular: the empty prompt of a text model, the null class of a class "
-        "model, and what an unconditional model takes in both inputs of KSampler."
+        "Asks for nothing in particular: the empty prompt of a text model, the null class of a class model, and what "
+        "an unconditional model takes in both inputs of KSampler."
     )
     SEARCH_ALIASES = ("empty conditioning", "null class", "empty prompt", "negative")
     RETURN_TYPES = ("CONDITIONING",)
@@ -68,7 +75,7 @@ class Unconditional:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "From Load Checkpoint (Spectral Diffusion); it knows what it is conditioned on."
+        tooltip = "From Load Checkpoint (Spectral Diffusion); what kind of model it is decides what comes out."
         return {"required": {"model": ("MODEL", {"tooltip": tooltip})}}
 
     def embed(self, model: Any) -> tuple[Conditioning]:

@@ -68,11 +68,12 @@ class Range:
 def widgets(what: str) -> dict[str, Any]:
     """The three inputs of a node that works during a part of the sampling; `what` it does then."""
     percent = {"min": 0.0, "max": 1.0, "step": 0.001, "round": 0.001}
-    start = f"Where in the sampling {what} begins: 0 is pure noise, 1 the finished picture."
-    end = f"Where in the sampling {what} ends: 0 is pure noise, 1 the finished picture."
+    start = f"When {what} begins, as a part of the sampling: 0 is pure noise, 1 the finished picture."
+    end = f"When {what} ends, as a part of the sampling: 0 is pure noise, 1 the finished picture."
     curve = (
-        f"How strong {what} is from start to end. constant: full all along; rising: from nothing to full; falling: "
-        "from full to nothing; smoothly: along a cosine instead of a line; rising and falling: full in the middle."
+        f"How strong {what} is from start_percent to end_percent. constant: full all along; rising: from nothing to "
+        "full; falling: from full to nothing; smoothly: along a cosine instead of a line; rising and falling: full in "
+        "the middle."
     )
     return {
         "start_percent": ("FLOAT", {**percent, "default": 0.0, "tooltip": start}),

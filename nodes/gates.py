@@ -19,9 +19,9 @@ BANDS = ("LL", "LH", "HL", "HH")
 DIRECTIONS: tuple[Direction, ...] = ("down", "up")
 _CONTENT = {
     "LL": "the coarse picture (low frequencies along both axes)",
-    "LH": "horizontal structure (low along a row, high down a column)",
-    "HL": "vertical structure (high along a row, low down a column)",
-    "HH": "diagonal structure (high along both axes)",
+    "LH": "horizontal edges and stripes (low frequencies along a row, high ones down a column)",
+    "HL": "vertical edges and stripes (high frequencies along a row, low ones down a column)",
+    "HH": "corners and diagonal texture (high frequencies along both axes)",
 }
 
 
@@ -30,11 +30,12 @@ class WaveletGate:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "Multiplies the learned gates of a wavelet-gated student, per frequency band and apart for the way down (where "
-        "the network reads the noisy latent) and the way up (where it draws). Raise LH, HL and HH for more detail, "
-        "lower them for less. With every multiplier at 1 nothing changes at all. Several of these nodes multiply."
+        "An equalizer inside a wavelet-gated student: multiplies the learned gates of its frequency bands, apart for "
+        "the way down, where the network reads the noisy latent, and the way up, where it draws the result. Raise "
+        "up_LH, up_HL and up_HH together for more detail, lower them for less. With every multiplier at 1 nothing "
+        "changes at all. Several Wavelet Gates in a row multiply."
     )
-    SEARCH_ALIASES = ("wavelet gating", "frequency gate", "detail slider", "band multiplier", "sharpness")
+    SEARCH_ALIASES = ("wavelet gating", "frequency gate", "detail slider", "band multiplier", "sharpness", "equalizer")
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The model with its gates multiplied; the one that came in stays as it was.",)
     FUNCTION = "patch"
@@ -127,5 +128,8 @@ def with_gate_patch(model: Any, patch: GatePatch) -> Any:
 
 def _multiplier(direction: Direction, band: str) -> dict[str, Any]:
     way = "down, where the network reads the noisy latent" if direction == "down" else "up, where it draws the result"
-    tooltip = f"Multiplier of {band}, {_CONTENT[band]}, on the way {way}. 1: as it was trained; 0: the band is shut."
+    tooltip = (
+        f"Multiplies the gates of {band}, {_CONTENT[band]}, on the way {way}. 1: as trained; above 1: more of it; "
+        "0: the band is shut."
+    )
     return {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01, "round": 0.001, "tooltip": tooltip}

@@ -32,8 +32,9 @@ class WaveletBands:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "A factor for each band of a wavelet transform: five levels from the finest on, each with horizontal, vertical "
-        "and diagonal structure, and the rest below them. For both inputs of Wavelet Guidance. 1 changes nothing."
+        "Sixteen sliders for Wavelet Guidance: five levels of detail from the finest on, each apart for horizontal, "
+        "vertical and diagonal structure, and low for the layout below them. Connect it to guidance_bands or "
+        "prediction_bands there. With everything at 1 nothing changes."
     )
     SEARCH_ALIASES = ("frequency bands", "band weights", "equalizer", "orientation")
     RETURN_TYPES = ("WAVELET_BANDS",)
@@ -43,7 +44,7 @@ class WaveletBands:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        low = _factor("the picture's coarse layout: all that lies below the levels that Wavelet Guidance uses")
+        low = _factor("low, the layout and large areas of colour: all that is coarser than Wavelet Guidance's levels")
         each = {
             f"{orientation}_{level}": _factor(f"{orientation} structure of {_octave(level)}")
             for level in LEVELS
@@ -62,9 +63,10 @@ class WaveletGuidance:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Gives each frequency band its own guidance: cfg is multiplied by level_1 for the finest details, by level_2 "
-        "for those twice as large, and so on, and by low for the layout. For any model and sampler, Stable Diffusion, "
-        "DiTs and video included. A setting means the same at every resolution. With everything at 1 nothing changes."
+        "Gives details and layout a guidance of their own: cfg is multiplied by level_1 for the finest details, by "
+        "level_2 for those twice as large, and so on, and by low for the layout and the large areas of colour. For any "
+        "model and sampler, Stable Diffusion, DiTs and video included. A setting means the same at every resolution. "
+        "With everything at 1 nothing changes."
     )
     SEARCH_ALIASES = ("wavelet cfg", "frequency guidance", "cfg per frequency", "detail guidance", "equalizer")
     RETURN_TYPES = ("MODEL",)
@@ -74,25 +76,32 @@ class WaveletGuidance:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         count = (
-            "Into how many levels of detail the latent is taken apart. What lies below the last one is low; sliders of "
-            "further levels have no effect."
+            "Into how many levels of detail the latent is taken apart. All that is coarser belongs to low; the sliders "
+            "of further levels then have no effect."
         )
-        wavelet = "The filters: haar is the sharpest in space; db4, sym4 or bior4.4 part frequencies more smoothly."
+        wavelet = (
+            "The wavelet that takes the latent apart. haar keeps changes where they belong; db4, sym4 and bior4.4 part "
+            "frequencies more smoothly and spread changes a little."
+        )
         norm = (
-            "Scale the result so that each picture keeps the size (norm) that plain guidance gives it; strong settings "
-            "then change its character, not its contrast."
+            "Scale the result so that it is as strong overall (in its norm) as with plain guidance: settings far from "
+            "1 then change the character of the picture more than its contrast."
         )
-        guidance = "From Wavelet Bands: further factors of the guidance, apart for each orientation."
+        guidance = (
+            "From Wavelet Bands: further factors of the guidance, apart for each orientation; they multiply those here."
+        )
         prediction = (
-            "From Wavelet Bands: factors of the denoised prediction itself, after guidance; they change its contrast "
-            "band by band, at any cfg."
+            "From Wavelet Bands: factors of the denoised prediction itself, after guidance. They change the contrast "
+            "of each band directly and work at any cfg; stay within 0.8 to 1.2 at first."
         )
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "Any model, from any loader."}),
                 "wavelet": (wavelet_names(), {"default": "haar", "tooltip": wavelet}),
                 "levels": ("INT", {"default": 3, "min": 1, "max": MAX_LEVELS, "tooltip": count}),
-                "low": _factor("the guidance of the picture's coarse layout: all that lies below the levels"),
+                "low": _factor(
+                    "the guidance of the layout and large areas of colour: all that is coarser than the levels"
+                ),
                 **{f"level_{level}": _factor(f"the guidance of {_octave(level)}") for level in LEVELS},
                 **during.widgets("the change"),
                 "preserve_norm": ("BOOLEAN", {"default": False, "tooltip": norm}),
@@ -213,7 +222,7 @@ def _with_norm_of(plain: Tensor, changed: Tensor) -> Tensor:
 def _octave(level: int) -> str:
     """What a level holds, for a person."""
     size = "the finest details" if level == 1 else f"details {2 ** (level - 1)} times as large as the finest"
-    return f"level {level}, {size} ({2.0 ** -(level + 1):.4g} to {2.0**-level:.4g} cycles per latent pixel)"
+    return f"level {level}, {size} (waves of {2**level} to {2 ** (level + 1)} latent pixels)"
 
 
 def _factor(of: str) -> tuple[str, dict[str, Any]]:

@@ -20,12 +20,12 @@ class EmptyLatent:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "A batch of empty latents for KSampler. Channels and scale are read from MODEL, so 3-channel latents and "
-        "autoencoders that reduce by 4 work in every version of ComfyUI."
+        "A batch of empty latents for KSampler, with the channels and the size that MODEL needs; core's Empty Latent "
+        "Image fits Stable Diffusion alone."
     )
     SEARCH_ALIASES = ("empty latent image", "latent size", "start latent")
     RETURN_TYPES = ("LATENT",)
-    OUTPUT_TOOLTIPS = ("Zeros, for KSampler's latent_image.",)
+    OUTPUT_TOOLTIPS = ("Empty latents (zeros), for KSampler's latent_image.",)
     FUNCTION = "make"
 
     @classmethod
@@ -34,7 +34,7 @@ class EmptyLatent:
         rounded = "in pixels, rounded down to whole latent cells. 0: the size that the model was trained at."
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The model that will sample; its latent decides channels and scale."}),
+                "model": ("MODEL", {"tooltip": "The model that will sample; the latent is made to fit it."}),
                 "width": ("INT", {**side, "tooltip": f"Width of the picture {rounded}"}),
                 "height": ("INT", {**side, "tooltip": f"Height of the picture {rounded}"}),
                 "batch_size": (

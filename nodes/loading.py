@@ -27,9 +27,9 @@ class LoadCheckpoint:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "Loads a Spectral Diffusion student, a Lite model, or a latent diffusion (LDM) or Stable Diffusion 1.x / 2.x "
-        "teacher from one file or diffusers folder. It is recognised by what is in it, not by its name. MODEL works "
-        "with KSampler and everything else in ComfyUI."
+        "Loads a diffusion model from one file or diffusers folder: a student of this project, or a latent diffusion "
+        "(LDM) or Stable Diffusion 1.x / 2.x model. It is recognised by what is in it, not by its name. MODEL, CLIP "
+        "and VAE work with KSampler and everything else in ComfyUI."
     )
     SEARCH_ALIASES = ("load spectral diffusion", "load student", "load ldm", "latent diffusion loader", "load model")
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING")
@@ -37,7 +37,7 @@ class LoadCheckpoint:
     OUTPUT_TOOLTIPS = (
         "The U-Net, for KSampler.",
         "The text encoder, for CLIP Text Encode. Only text-conditional checkpoints have one.",
-        "The first stage, for VAE Decode and VAE Encode.",
+        "The first stage, which makes pictures of latents; for VAE Decode and VAE Encode.",
         "What the file holds: architecture, size, latent, conditioning, schedule, and what had to be assumed.",
     )
     FUNCTION = "load"
@@ -53,16 +53,16 @@ class LoadCheckpoint:
             "last weights of the training."
         )
         heads = (
-            "Attention heads of the U-Net, which a file of LDM does not tell. 0: by the table of published models. Set "
-            "it when info says that they were assumed and pictures are noise."
+            "Attention heads of the U-Net, which a file of LDM does not tell. 0: as the file or a table of published "
+            "models has it. Set it when info says that they were assumed and pictures are noise."
         )
         prediction = (
             "What the U-Net predicts. auto: as the file says or its weights show. Change it when pictures come out as "
             "noise or far too dark, as with a velocity model taken for a noise model."
         )
         scale = (
-            "What first-stage latents are multiplied with for the U-Net. 0: as the file says, or the published model "
-            "has it. Set it when info says that it was assumed and pictures are too pale or too harsh."
+            "What the VAE's latents are multiplied with before the U-Net sees them. 0: as the file or the published "
+            "model has it. Set it when info says that it was assumed and pictures are too pale or too harsh."
         )
         return {
             "required": {"checkpoint": (files.names(), {"tooltip": tooltip})},

@@ -49,6 +49,7 @@ class LoadLora:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         strength = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+        unet, text = (f"How strongly it changes {part}: 1 in full, 0 not at all." for part in ("MODEL", "CLIP"))
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The model that the LoRA changes: from this pack or any other."}),
@@ -56,11 +57,14 @@ class LoadLora:
                     folder_paths.get_filename_list("loras"),
                     {"tooltip": "A file in models/loras; refresh the page (R) after you have added one."},
                 ),
-                "strength_model": ("FLOAT", {**strength, "tooltip": "How much of it MODEL takes; 0 is none."}),
-                "strength_clip": ("FLOAT", {**strength, "tooltip": "How much of it CLIP takes; 0 is none."}),
+                "strength_model": ("FLOAT", {**strength, "tooltip": unet}),
+                "strength_clip": ("FLOAT", {**strength, "tooltip": text}),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "The text encoder of the same model, when the LoRA changes that too."}),
+                "clip": (
+                    "CLIP",
+                    {"tooltip": "The text encoder of the same model, where the LoRA is to change that too."},
+                ),
             },
         }
 

@@ -19,8 +19,8 @@ CATEGORY = "spectral diffusion/spectrum"
 WINDOW = (
     ["hann", "none"],
     {
-        "tooltip": "hann fades the borders out, so that an edge between the left and the right border is not measured; "
-        "none leaves the pixels alone."
+        "tooltip": "hann fades the borders out, so that the jump from one border to the opposite one is not measured "
+        "as fine detail; none leaves the pixels alone."
     },
 )
 
@@ -36,7 +36,11 @@ class PowerSpectrum:
     SEARCH_ALIASES = ("fft", "fourier transform", "frequency", "2d spectrum")
     RETURN_TYPES = ("IMAGE", "FLOAT", "STRING")
     RETURN_NAMES = ("plot", "high_share", "table")
-    OUTPUT_TOOLTIPS = (PLOT_TOOLTIP, "Share of all power that lies above the frequency `above`, 0 to 1.", TABLE_TOOLTIP)
+    OUTPUT_TOOLTIPS = (
+        PLOT_TOOLTIP,
+        "Share of all power that lies above the frequency in above, 0 to 1.",
+        TABLE_TOOLTIP,
+    )
     OUTPUT_NODE = True
     FUNCTION = "measure"
 
@@ -47,7 +51,8 @@ class PowerSpectrum:
             "min": 0.0,
             "max": 0.7,
             "step": 0.01,
-            "tooltip": "In cycles per pixel: high_share counts the power above it. 0.5 is the finest grid of pixels.",
+            "tooltip": "high_share counts the power above this frequency, in cycles per pixel; 0.5 is the finest "
+            "pattern that pixels can hold along an axis.",
         }
         images = {"tooltip": "One image, or a batch to average over."}
         return {"required": {"images": ("IMAGE", images), "window": WINDOW, "above": ("FLOAT", above)}}
@@ -74,8 +79,8 @@ class RadialSpectrumNode:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Averages the power spectrum over all directions and fits power = A / frequency^alpha, as natural images have "
-        "it with alpha near 2."
+        "Draws how much power the images hold at each frequency, averaged over all directions, and fits the power law "
+        "A / frequency^alpha to it. Photographs have an alpha near 2; smoother pictures have more."
     )
     SEARCH_ALIASES = ("reduced spectrum", "azimuthal average", "power law", "spectral slope")
     RETURN_TYPES = ("IMAGE", "FLOAT", "FLOAT", "STRING")
@@ -83,7 +88,7 @@ class RadialSpectrumNode:
     OUTPUT_TOOLTIPS = (
         PLOT_TOOLTIP,
         "The exponent of the power law: larger is smoother; photographs have about 2.",
-        "Its standard error.",
+        "The standard error of alpha.",
         TABLE_TOOLTIP,
     )
     OUTPUT_NODE = True
@@ -92,8 +97,12 @@ class RadialSpectrumNode:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         edge = {"min": 0.0, "max": 0.71, "step": 0.005, "round": 0.0001}
-        low = {**edge, "default": 0.0, "tooltip": "The fit begins here, in cycles per pixel. 0: at 4 cycles per image."}
-        high = {**edge, "default": 0.375, "tooltip": "The fit ends here, in cycles per pixel."}
+        low = {
+            **edge,
+            "default": 0.0,
+            "tooltip": "Where the fit begins, in cycles per pixel. 0: at 4 cycles per image.",
+        }
+        high = {**edge, "default": 0.375, "tooltip": "Where the fit ends, in cycles per pixel."}
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "A batch of images; the more, the smoother the curve."}),
@@ -139,8 +148,9 @@ class CompareSpectra:
     RETURN_NAMES = ("plot", "low_error", "high_error", "table")
     OUTPUT_TOOLTIPS = (
         PLOT_TOOLTIP,
-        "Mean |ln(power / reference power)| below the cut-off: 0 is equal, 0.69 is a factor of two.",
-        "The same above the cut-off.",
+        "How far the power is from the reference's below the cut-off: the mean size of ln(power / reference power). 0 "
+        "is equal, 0.69 is a factor of two.",
+        "The same above the cut-off, where details are.",
         TABLE_TOOLTIP,
     )
     OUTPUT_NODE = True
@@ -153,12 +163,13 @@ class CompareSpectra:
             "min": 0.5,
             "max": 8192.0,
             "step": 0.5,
-            "tooltip": "Where low ends and high begins, in cycles per image along the shorter side.",
+            "tooltip": "The frequency where low_error ends and high_error begins, in cycles per image along the "
+            "shorter side. The paper's 28 belongs to 256 pixels; take 12 for 64.",
         }
         return {
             "required": {
-                "reference": ("IMAGE", {"tooltip": "What should be met: real images, or a teacher's samples."}),
-                "images": ("IMAGE", {"tooltip": "What is measured: samples. Another size than the reference is fine."}),
+                "reference": ("IMAGE", {"tooltip": "The set to compare with: real images, or a teacher's samples."}),
+                "images": ("IMAGE", {"tooltip": "The set to measure, such as samples; its size may differ."}),
                 "cutoff": ("FLOAT", cutoff),
                 "window": WINDOW,
             }

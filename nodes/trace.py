@@ -89,14 +89,15 @@ class GateTrace:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "Records the gates of a wavelet-gated student while any sampler runs with this MODEL; the pictures stay the "
-        "same to the last bit. Connect MODEL to the sampler, and GATES with the sampler's LATENT to Gate Trace Plot."
+        "Records how open each frequency band's gates are in a wavelet-gated student while a sampler runs with this "
+        "MODEL; the pictures stay the same to the last bit. Connect MODEL to the sampler, then gates and the sampler's "
+        "LATENT to Gate Trace Plot."
     )
     SEARCH_ALIASES = ("record gates", "wavelet gates", "figure 9", "gate values")
     RETURN_TYPES = ("MODEL", "SPECTRAL_GATES")
     RETURN_NAMES = ("MODEL", "gates")
     OUTPUT_TOOLTIPS = (
-        "The same model, whose gates are recorded from now on; Wavelet Gates that stand before this node are seen.",
+        "The same model, for the sampler; what Wavelet Gates in front of this node change is recorded too.",
         "What was recorded, for Gate Trace Plot.",
     )
     FUNCTION = "trace"
@@ -122,8 +123,8 @@ class GateTracePlot:
 
     CATEGORY = "spectral diffusion"
     DESCRIPTION = (
-        "Shows how open the gates of each frequency band were at each step of the sampling, on the way down and on the "
-        "way up: the paper's Figure 9. Point at the chart to read the numbers."
+        "Draws how open the gates of each frequency band were at each step of the sampling, on the network's way down "
+        "and on its way up (Figure 9 of the paper). Point at the chart to read the numbers."
     )
     SEARCH_ALIASES = ("gate chart", "wavelet gates", "figure 9", "gate values over time")
     RETURN_TYPES = ("IMAGE", "STRING")
@@ -135,15 +136,15 @@ class GateTracePlot:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         levels = (
-            "average: one chart for Down and one for Up. every level: a row for each change of resolution as well; "
-            "level 0 is the finest, between the latent's size and half of it."
+            "average: one chart for the way down and one for the way up, over all changes of resolution. every level: "
+            "two more charts for each of them; level 0 is between the latent's size and half of it."
         )
         return {
             "required": {
-                "gates": ("SPECTRAL_GATES", {"tooltip": "From Gate Trace."}),
+                "gates": ("SPECTRAL_GATES", {"tooltip": "What Gate Trace recorded: its output gates."}),
                 "samples": (
                     "LATENT",
-                    {"tooltip": "From the sampler that uses Gate Trace's MODEL; the plot waits for it."},
+                    {"tooltip": "From the sampler that uses Gate Trace's MODEL, so that the plot waits for it."},
                 ),
                 "levels": ([AVERAGE, "every level"], {"default": AVERAGE, "tooltip": levels}),
             },

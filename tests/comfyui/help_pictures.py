@@ -1,0 +1,333 @@
+"""The pictures of the help pages: what each node does, shown by running it on the default models.
+
+`test_help_pages` writes them when UPDATE_PICTURES is set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spectral_diffusion.spectral import bands as library
+from spectral_diffusion.spectral import checkpoint, conditioning
+from spectral_diffusion.spectral.bands import BandWeights
+from spectral_diffusion.spectral.checkpoint import Checkpoint
+from spectral_diffusion.spectral.config import ConditioningConfig
+from spectral_diffusion.training.tokens import tokenize
+
+from . import prompts
+from .distribution import REPOSITORY
+from .latents import ran
+from .panels import Row, sheet
+from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, Link, node
+from .server import ComfyServer, Prompt
+from .test_gates import gate
+from .test_guidance import bands, guidance, with_guidance
+from .test_spectrum_nodes import measure
+
+STUDENT, TEACHER = "emoji64-student", "emoji64-teacher"
+STEPS = 20
+CLASSES = ("grapes", "watermelon", "tangerine", "banana", "peach", "strawberry", "red heart", "blue heart")
+DETAIL = ("LH", "HL", "HH")
+Recipe = Callable[[ComfyServer], Image.Image]
+
+
+def prompt(text: str = "", *nodes: dict[str, Any], model: str = STUDENT, cfg: float = 3.0, **size: int) -> Prompt:
+    """A sampling of `text` (without one: of Unconditional), with nodes between loader and sampler."""
+    made = prompts.generate(model, steps=STEPS, **size)
+    made[SAMPLER]["inputs"]["cfg"] = cfg
+    if text:
+        made["positive"] = node("CLIPTextEncode", clip=[LOADER, 1], text=text)
+    return with_guidance(made, *nodes)
+
+
+def drawn(comfy: ComfyServer, asked: Prompt) -> Image.Image:
+    """The first picture that a prompt saves."""
+    return comfy.image(ran(comfy, asked).outputs[SAVE]["images"][0])
+
+
+def shown(comfy: ComfyServer, asked: Prompt, link: Link) -> list[Image.Image]:
+    """The pictures at one output of a prompt, whatever node it belongs to."""
+    asked = {name: made for name, made in asked.items() if name != SAVE}
+    run = ran(comfy, {**asked, "shown": node("PreviewImage", images=link)})
+    return [comfy.image(entry) for entry in run.outputs["shown"]["images"]]
+
+
+def row(comfy: ComfyServer, heading: str, asked: dict[str, Prompt]) -> Row:
+    """A sampling for each caption."""
+    return Row([(drawn(comfy, one), caption) for caption, one in asked.items()], heading)
+
+
+def load_checkpoint(comfy: ComfyServer) -> Image.Image:
+    """The same captions and noise, teacher and student."""
+    texts = ("red apple", "clown face", "pineapple", "crying cat", "smiling face with hearts")
+    said = {TEACHER: "6.3 million parameters", STUDENT: "1.5 million parameters"}
+    return sheet(
+        *(
+            Row([(drawn(comfy, prompt(text, model=model)), "") for text in texts], f"{model}: {size}")
+            for model, size in said.items()
+        )
+    )
+
+
+def load_lora(comfy: ComfyServer) -> Image.Image:
+    """A LoRA that turns red hearts blue, at several strengths, on the prompt that it is made for and on another."""
+    name = blue_hearts(comfy)
+    return sheet(
+        *(
+            row(
+                comfy,
+                f'LoRA "blue hearts", prompt "{text}"',
+                {
+                    f"{strength:g}": prompt(
+                        text,
+                        node("SpectralDiffusionLoadLora", lora_name=name, strength_model=strength, strength_clip=1.0),
+                    )
+                    for strength in (0.0, 0.25, 0.5, 0.75, 1.0)
+                },
+            )
+            for text in ("red heart", "pineapple")
+        )
+    )
+
+
+def blue_hearts(comfy: ComfyServer) -> str:
+    """A LoRA in closed form: for every cross-attention, what it reads in "red heart" becomes what "blue heart" says.
+
+    With the text states A and B of both, ΔW = W Mᵀ where M solves A M = B − A, and N M = 0 for what shall stay, N, in
+    least squares; of ΔW its 8 largest singular values.
+    """
+    model = student()
+    red, blue, other, empty = (states(model, text) for text in ("red heart", "blue heart", "pineapple", ""))
+    kept = 0.1 * torch.cat([other, empty])
+    left = torch.cat([red, kept, 0.01 * torch.eye(red.shape[1])])
+    right = torch.zeros(len(left), red.shape[1])
+    right[: len(red)] = blue - red
+    moved = torch.linalg.lstsq(left, right).solution
+    assert model.unet is not None
+    factors = {}
+    for key, weight in model.unet.state_dict().items():
+        if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            u, s, vh = torch.linalg.svd(weight @ moved.T, full_matrices=False)
+            name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+            factors[f"{name}.lora_up.weight"] = (u[:, :8] * s[:8]).contiguous()
+            factors[f"{name}.lora_down.weight"] = vh[:8].contiguous()
+    save_file(factors, comfy.distribution.base / "models" / "loras" / "blue-hearts.safetensors")
+    return "blue-hearts.safetensors"
+
+
+def student() -> Checkpoint:
+    return checkpoint.load(REPOSITORY / "workflows" / "checkpoints" / f"{STUDENT}.safetensors")
+
+
+def states(model: Checkpoint, text: str) -> Tensor:
+    """What the student attends to, [77, 64]."""
+    assert model.conditioner is not None
+    with torch.no_grad():
+        return model.conditioner(tokenize([text]))[0]
+
+
+def empty_latent(comfy: ComfyServer) -> Image.Image:
+    """The size that the model wants, two others, and core's node, which takes 8 pixels a cell for granted."""
+    text = "red heart"
+    core = prompt(text)
+    core[LATENT] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
+    sizes = {"0 x 0": {}, "96 x 96": {"width": 96, "height": 96}, "128 x 64": {"width": 128, "height": 64}}
+    ours = [(drawn(comfy, prompt(text, **size)), said) for said, size in sizes.items()]
+    return sheet(
+        Row(ours, "width x height in Empty Latent (Spectral Diffusion):", scale=2.5),
+        Row(
+            [(drawn(comfy, core), "64 x 64")], "in core's Empty Latent Image, which does not know the model:", scale=2.5
+        ),
+    )
+
+
+def class_label(comfy: ComfyServer) -> Image.Image:
+    """A class model that draws what the student draws: each class is the mean of its caption's text states."""
+    model = student()
+    config = ConditioningConfig("class", width=model.config.conditioning.width, n_classes=len(CLASSES) + 1)
+    classes = conditioning.build(config)
+    assert isinstance(classes, conditioning.ClassEmbedder)
+    classes.embedding.weight.data = torch.stack([states(model, text).mean(0) for text in (*CLASSES, "")])
+    path = comfy.distribution.base / "models" / "spectral_diffusion" / "classes.safetensors"
+    described = dataclasses.replace(model.config, conditioning=config)
+    checkpoint.save(path, described, unet=model.unet, first_stage=model.first_stage, conditioner=classes)
+    panels = []
+    for label in range(len(CLASSES)):
+        asked = prompt(model="classes", cfg=2.0)
+        asked["positive"] = node("SpectralDiffusionClassLabel", model=[LOADER, 0], label=label)
+        panels.append((drawn(comfy, asked), f"label {label}"))
+    return sheet(Row(panels[:4], "A small model of eight classes"), Row(panels[4:]))
+
+
+def unconditional(comfy: ComfyServer) -> Image.Image:
+    """Nothing asked for; and what guidance away from it does."""
+    free = prompt(cfg=1.0, batch_size=5)
+    scales = (1, 2, 3, 5, 8)
+    return sheet(
+        Row([(one, "") for one in shown(comfy, free, [DECODE, 0])], "Unconditional in positive and negative, cfg 1"),
+        row(
+            comfy,
+            'positive: "clown face", negative: Unconditional',
+            {f"cfg {cfg}": prompt("clown face", cfg=float(cfg)) for cfg in scales},
+        ),
+    )
+
+
+def wavelet_gate(comfy: ComfyServer) -> Image.Image:
+    """The three detail bands on the way up, from shut to twice as open; and on the way down."""
+    factors = (0.0, 0.5, 1.0, 1.5, 2.0)
+
+    def turned(text: str, direction: str) -> Row:
+        asked = {
+            f"{factor:g}": prompt(text, gate([], **{f"{direction}_{band}": factor for band in DETAIL}))
+            for factor in factors
+        }
+        return row(comfy, ", ".join(f"{direction}_{band}" for band in DETAIL) + " =", asked)
+
+    return sheet(turned("pineapple", "up"), turned("crying cat", "up"), turned("pineapple", "down"))
+
+
+def wavelet_guidance(comfy: ComfyServer) -> Image.Image:
+    """More and less guidance for details alone, and for the layout alone."""
+    rows = [
+        row(
+            comfy,
+            f"{name} (cfg 3) =",
+            {f"{by}": prompt(text, guidance([], levels=1, **{name: float(by)})) for by in (0, 1, 2, 4)},
+        )
+        for name, text in (("level_1", "pineapple"), ("level_1", "clown face"), ("low", "clown face"))
+    ]
+    return sheet(*rows)
+
+
+def wavelet_bands(comfy: ComfyServer) -> Image.Image:
+    """A picture taken apart; and the student's picture with two of its bands removed or raised."""
+    picture = shown(comfy, {"images": example(64)}, ["images", 0])[EXAMPLE]
+    names = ("horizontal", "vertical", "diagonal")
+    parts = [(picture, "picture"), (band(picture, None, None), "low")]
+    parts += [(band(picture, level, None), f"level {level}") for level in (3, 2, 1)]
+    fine = [(band(picture, 2, None), "level 2"), *((band(picture, 2, one), f"{names[one]}_2") for one in range(3))]
+
+    def weighted(name: str) -> Row:
+        asked = {
+            f"{by:g}": {
+                **prompt("clown face", guidance([], levels=2, prediction_bands=["bands", 0])),
+                "bands": bands(**{f"{name}_{level}": by for level in (1, 2)}),
+            }
+            for by in (0.0, 0.7, 1.0, 1.3)
+        }
+        return row(comfy, f"prediction_bands with {name}_1 and {name}_2 =", asked)
+
+    return sheet(
+        Row(parts, "picture = low + level 3 + level 2 + level 1"),
+        Row(fine, "level 2 = horizontal_2 + vertical_2 + diagonal_2"),
+        weighted("horizontal"),
+        weighted("vertical"),
+    )
+
+
+#: Among the example images, one with edges of every direction.
+EXAMPLE = 40
+
+
+def band(picture: Image.Image, level: int | None, orientation: int | None) -> Image.Image:
+    """One band of a picture, around grey: `low` without a level, a whole level without an orientation."""
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    one = (1.0, 1.0, 1.0)
+    two = tuple(2.0 if orientation in (None, index) else 1.0 for index in range(3))
+    levels = tuple(two if which == level else one for which in (1, 2, 3))
+    found = library.change(x, BandWeights(levels, 2.0 if level is None else 1.0))
+    shown = found if level is None else 0.5 + 1.5 * found
+    return Image.fromarray((shown.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
+
+
+def example(count: int) -> dict[str, Any]:
+    return node("SpectralDiffusionExampleImages", images="emoji-64", count=count)
+
+
+def example_images(comfy: ComfyServer) -> Image.Image:
+    """The first rows of the sheet."""
+    pictures = shown(comfy, {"images": example(40)}, ["images", 0])
+    return sheet(*(Row([(one, "") for one in pictures[start : start + 10]]) for start in range(0, 40, 10)))
+
+
+def strip(comfy: ComfyServer, asked: Prompt, link: Link, heading: str) -> Row:
+    """Ten of the pictures that a chart is about."""
+    return Row([(one, "") for one in shown(comfy, asked, link)[:10]], heading)
+
+
+def chart(comfy: ComfyServer, asked: Prompt, name: str) -> Row:
+    """What a node draws."""
+    return Row([(shown(comfy, asked, [name, 0])[0], "")])
+
+
+def spectrum_of_examples(kind: str) -> Recipe:
+    """One of the two charts about a single set."""
+
+    def recipe(comfy: ComfyServer) -> Image.Image:
+        asked = {"images": example(64), "chart": measure(kind, ["images", 0])}
+        return sheet(strip(comfy, asked, ["images", 0], "64 images, of which ten"), chart(comfy, asked, "chart"))
+
+    return recipe
+
+
+def compare_spectra(comfy: ComfyServer) -> Image.Image:
+    """The data that the student was trained on, and as many samples of it."""
+    asked = {**prompt(cfg=1.0, batch_size=64), "examples": example(64)}
+    kind = "SpectralDiffusionCompareSpectra"
+    asked["chart"] = measure(kind, [DECODE, 0], reference=["examples", 0], cutoff=12.0)
+    return sheet(
+        strip(comfy, asked, ["examples", 0], "reference: what the student was trained on"),
+        strip(comfy, asked, [DECODE, 0], "images: what it draws"),
+        chart(comfy, asked, "chart"),
+    )
+
+
+def traced(comfy: ComfyServer, *nodes: dict[str, Any]) -> list[Image.Image]:
+    """Gate Trace's charts, down and up, of a sampling with nodes in front of it."""
+    made = prompt("pineapple", *nodes, node("SpectralDiffusionGateTrace"))
+    trace = made[SAMPLER]["inputs"]["model"][0]
+    made["plot"] = node("SpectralDiffusionGateTracePlot", gates=[trace, 1], samples=[SAMPLER, 0], levels="average")
+    (plot,) = shown(comfy, made, ["plot", 0])
+    half = plot.width // 2
+    return [plot.crop((0, 0, half, plot.height)), plot.crop((half, 0, plot.width, plot.height))]
+
+
+def gate_trace(comfy: ComfyServer) -> Image.Image:
+    """What is recorded without a Wavelet Gate in front, and with one."""
+    halved = gate([], 0.5, 1.0, **{f"up_{band}": 0.5 for band in DETAIL})
+    return sheet(
+        Row([(traced(comfy)[1], "")], "Gate Trace alone"),
+        Row([(traced(comfy, halved)[1], "")], "after a Wavelet Gate: LH, HL, HH at 0.5 from halfway on"),
+    )
+
+
+def gate_trace_plot(comfy: ComfyServer) -> Image.Image:
+    """Both directions of the student."""
+    return sheet(*(Row([(one, "")]) for one in traced(comfy)))
+
+
+PICTURES: dict[str, Recipe] = {
+    "load-checkpoint": load_checkpoint,
+    "load-lora": load_lora,
+    "empty-latent": empty_latent,
+    "class-label": class_label,
+    "unconditional": unconditional,
+    "wavelet-gate": wavelet_gate,
+    "gate-trace": gate_trace,
+    "gate-trace-plot": gate_trace_plot,
+    "wavelet-guidance": wavelet_guidance,
+    "wavelet-bands": wavelet_bands,
+    "example-images": example_images,
+    "power-spectrum": spectrum_of_examples("SpectralDiffusionPowerSpectrum"),
+    "radial-spectrum": spectrum_of_examples("SpectralDiffusionRadialSpectrum"),
+    "compare-spectra": compare_spectra,
+}
