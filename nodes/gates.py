@@ -56,7 +56,7 @@ class WaveletGate:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, start_percent: float, end_percent: float) -> bool | str:
+    def VALIDATE_INPUTS(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
         return during.validate(start_percent, end_percent)
 
     def patch(

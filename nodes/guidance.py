@@ -113,7 +113,7 @@ class WaveletGuidance:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
         return during.validate(start_percent, end_percent)
 
     def patch(

@@ -102,7 +102,8 @@ def _guided() -> Prompt:
 def _traced() -> Prompt:
     prompt = _patched("GateTrace")
     plot = node("SpectralDiffusionGateTracePlot", gates=["patch", 1], samples=[SAMPLER, 0], levels="average")
-    return {**prompt, "plot": plot}
+    saved = node("SaveImage", images=["plot", 0], filename_prefix="test")
+    return {**{key: one for key, one in prompt.items() if key != DECODE}, "plot": plot, prompts.SAVE: saved}
 
 
 _WHEN = {"start_percent": 0.0, "end_percent": 1.0, "curve": "constant"}
