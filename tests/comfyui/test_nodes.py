@@ -26,8 +26,8 @@ def test_all_nodes_are_there_with_names_and_descriptions(object_info: dict[str, 
 def test_every_input_has_a_tooltip(object_info: dict[str, Any]) -> None:
     for name, info in object_info.items():
         if name.startswith(PREFIX):
-            for inputs in info["input"].values():
-                for key, declaration in inputs.items():
+            for group in ("required", "optional"):
+                for key, declaration in info["input"].get(group, {}).items():
                     assert len(declaration) > 1 and declaration[1].get("tooltip"), f"{name}.{key}"
 
 

@@ -12,6 +12,8 @@ import folder_paths
 import torch
 from safetensors.torch import save_file
 
+from . import tooltips  # noqa: F401 - its route is there from now on
+
 
 class ProbeConditioning:
     """The first entry of a conditioning, with its pooled output if it has one."""
