@@ -37,7 +37,7 @@ class ExampleImages:
                 "images": (names(), {"tooltip": "Which pictures; the number is their side in pixels."}),
                 "count": (
                     "INT",
-                    {"default": 64, "min": 1, "max": 64, "tooltip": "How many of them, spread over the whole sheet."},
+                    {"default": 64, "min": 1, "max": 64, "tooltip": "How many, spread evenly over all 64 of them."},
                 ),
             }
         }

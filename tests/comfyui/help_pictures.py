@@ -36,6 +36,7 @@ STUDENT, TEACHER = "emoji64-student", "emoji64-teacher"
 STEPS = 20
 CLASSES = ("grapes", "watermelon", "tangerine", "banana", "peach", "strawberry", "red heart", "blue heart")
 DETAIL = ("LH", "HL", "HH")
+BANDS = "noise ... picture; LL blue, LH orange, HL green, HH pink"
 Recipe = Callable[[ComfyServer], Image.Image]
 
 
@@ -264,17 +265,17 @@ def strip(comfy: ComfyServer, asked: Prompt, link: Link, heading: str) -> Row:
     return Row([(one, "") for one in shown(comfy, asked, link)[:10]], heading)
 
 
-def chart(comfy: ComfyServer, asked: Prompt, name: str) -> Row:
-    """What a node draws."""
-    return Row([(shown(comfy, asked, [name, 0])[0], "")])
+def chart(comfy: ComfyServer, asked: Prompt, said: str) -> Row:
+    """What the node `chart` draws, and what a reader of a small panel must know of it."""
+    return Row([(shown(comfy, asked, ["chart", 0])[0], said)])
 
 
-def spectrum_of_examples(kind: str) -> Recipe:
+def spectrum_of_examples(kind: str, said: str) -> Recipe:
     """One of the two charts about a single set."""
 
     def recipe(comfy: ComfyServer) -> Image.Image:
         asked = {"images": example(64), "chart": measure(kind, ["images", 0])}
-        return sheet(strip(comfy, asked, ["images", 0], "64 images, of which ten"), chart(comfy, asked, "chart"))
+        return sheet(strip(comfy, asked, ["images", 0], "64 images, of which ten"), chart(comfy, asked, said))
 
     return recipe
 
@@ -287,7 +288,7 @@ def compare_spectra(comfy: ComfyServer) -> Image.Image:
     return sheet(
         strip(comfy, asked, ["examples", 0], "reference: what the student was trained on"),
         strip(comfy, asked, [DECODE, 0], "images: what it draws"),
-        chart(comfy, asked, "chart"),
+        chart(comfy, asked, "power over frequency; blue: reference, orange: images"),
     )
 
 
@@ -305,14 +306,15 @@ def gate_trace(comfy: ComfyServer) -> Image.Image:
     """What is recorded without a Wavelet Gate in front, and with one."""
     halved = gate([], 0.5, 1.0, **{f"up_{band}": 0.5 for band in DETAIL})
     return sheet(
-        Row([(traced(comfy)[1], "")], "Gate Trace alone"),
-        Row([(traced(comfy, halved)[1], "")], "after a Wavelet Gate: LH, HL, HH at 0.5 from halfway on"),
+        Row([(traced(comfy)[1], BANDS)], "Gate Trace alone"),
+        Row([(traced(comfy, halved)[1], BANDS)], "After a Wavelet Gate: LH, HL, HH at 0.5 from halfway on"),
     )
 
 
 def gate_trace_plot(comfy: ComfyServer) -> Image.Image:
     """Both directions of the student."""
-    return sheet(*(Row([(one, "")]) for one in traced(comfy)))
+    down, up = traced(comfy)
+    return sheet(Row([(down, BANDS)], "Down"), Row([(up, BANDS)], "Up"))
 
 
 PICTURES: dict[str, Recipe] = {
@@ -327,7 +329,11 @@ PICTURES: dict[str, Recipe] = {
     "wavelet-guidance": wavelet_guidance,
     "wavelet-bands": wavelet_bands,
     "example-images": example_images,
-    "power-spectrum": spectrum_of_examples("SpectralDiffusionPowerSpectrum"),
-    "radial-spectrum": spectrum_of_examples("SpectralDiffusionRadialSpectrum"),
+    "power-spectrum": spectrum_of_examples(
+        "SpectralDiffusionPowerSpectrum", "middle: large areas; border: the finest patterns"
+    ),
+    "radial-spectrum": spectrum_of_examples(
+        "SpectralDiffusionRadialSpectrum", "left: large areas; right: the finest patterns"
+    ),
     "compare-spectra": compare_spectra,
 }

@@ -7,10 +7,13 @@ put into the server's custom_nodes, answers them and serves the page from the in
 from __future__ import annotations
 
 import importlib.resources
+import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import comfyui_frontend_package
+import folder_paths
 from aiohttp import web
 from server import PromptServer
 
@@ -18,12 +21,14 @@ import nodes
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
+#: Where a modern server says that our nodes come from; the page looks for their help there.
+PACK = "custom_nodes.ComfyUI-Spectral-Diffusion"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: What the page asks and the old server does not know, with the answer that means "nothing special".
 EMPTY: dict[str, Any] = {
     "/features": {},
-    "/i18n": {},
     "/workflow_templates": {},
     "/experiment/models": [],
     "/global_subgraphs": {},
@@ -62,10 +67,20 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "display_name": nodes.NODE_DISPLAY_NAME_MAPPINGS.get(name, name),
         "description": getattr(node, "DESCRIPTION", ""),
-        "python_module": "custom_nodes.spectral" if name.startswith("SpectralDiffusion") else "nodes",
+        "python_module": PACK if name.startswith("SpectralDiffusion") else "nodes",
         "category": getattr(node, "CATEGORY", "sd"),
         "output_node": getattr(node, "OUTPUT_NODE", False),
     }
+
+
+async def i18n(_request: web.Request) -> web.StreamResponse:
+    """By language, what the packs' `locales/` hold: main.json and, under its own name, nodeDefs.json."""
+    found: dict[str, Any] = {}
+    for root in folder_paths.get_folder_paths("custom_nodes"):
+        for path in Path(root).glob("*/locales/*/*.json"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found.setdefault(path.parent.name, {}).update(content if path.stem == "main" else {path.stem: content})
+    return web.json_response(found)
 
 
 async def system_stats(_request: web.Request) -> web.StreamResponse:
@@ -86,7 +101,7 @@ def install(server: Any) -> None:
     server.web_root = str(importlib.resources.files(comfyui_frontend_package) / "static")
     known = web.RouteTableDef()
     server.user_manager.add_routes(known)
-    special = {"/object_info": object_info, "/system_stats": system_stats}
+    special = {"/object_info": object_info, "/i18n": i18n, "/system_stats": system_stats}
     special |= {path: answer(data) for path, data in EMPTY.items()}
     for path, handler in special.items():
         server.routes.get(f"/api{path}")(handler)

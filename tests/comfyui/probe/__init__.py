@@ -15,7 +15,7 @@ import folder_paths
 import torch
 from safetensors.torch import save_file
 
-from . import hostile
+from . import hostile, tooltips  # noqa: F401 - the route of tooltips is there from now on
 from .memory import ProbeLowMemory
 from .networks import ProbeAttention, ProbeModel
 
