@@ -119,7 +119,7 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         """What the network is given besides the latent; checks that the conditioning is made for this model.
 
         Raises:
-            SpectralError: the conditioning comes from another model's CLIP, or the ControlNet is another model's.
+            SpectralError: the conditioning comes from another model's CLIP, ControlNet or GLIGEN.
         """
         given, width = kwargs.get("cross_attn"), self.spectral.config.conditioning.width
         if self.spectral.config.conditioning.kind == "none":
@@ -131,6 +131,7 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
                 f"This model reads conditioning of width {width}, but {found}; {_source(self.spectral.config)}."
             )
         control.check(kwargs.get("control"), self.diffusion_model.config.in_channels, width)
+        control.check_gligen(kwargs.get("gligen"), self.diffusion_model)
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds
 
