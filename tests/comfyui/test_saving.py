@@ -141,6 +141,16 @@ def test_a_unet_saved_alone_says_what_it_lacks(comfy: ComfyServer, saved: Path) 
     assert "holds no text encoder; load one of width 32 with Load CLIP" in comfy.run(made).message
 
 
+@pytest.mark.usefixtures("alone")
+def test_newer_versions_offer_it_where_core_saves_it(comfy: ComfyServer) -> None:
+    """In output/checkpoints, which is one of their model folders."""
+    saver = node(WHOLE, model=[LOADER, 0], clip=[LOADER, 1], vae=[LOADER, 2], filename_prefix="checkpoints/offered")
+    succeed(comfy, {**sample("none"), "save": saver})
+    made = sample("none")
+    made[LOADER]["inputs"]["checkpoint"] = "offered_00001_.safetensors"
+    assert torch.equal(latents(comfy, made)[0], latents(comfy, sample("none"))[0])
+
+
 def test_parts_of_another_model_are_a_sentence(comfy: ComfyServer, saved: Path) -> None:
     made = {
         LOADER: node("SpectralDiffusionLoadCheckpoint", checkpoint="class.safetensors"),
