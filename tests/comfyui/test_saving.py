@@ -14,14 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.spectral.presets import STABLE_SCALE
 from spectral_diffusion.training.cli import main
 
+from ..unit import ldm_files
+from ..unit.ldm_files import Parts
 from . import test_lora
 from .prompts import LOADER, SAMPLER, node
 from .results import latents, models_folder, sample, succeed
 from .server import ComfyServer, Prompt
 from .test_parity import CORE, OURS, loader, results, sampled
+from .test_teachers import LDM_TEXT, WORDS
 
 WHOLE = "CheckpointSave"
 ALONE = "ModelSave"
@@ -107,6 +111,34 @@ def test_a_merge_with_a_lora_is_saved_with_what_they_changed(comfy: ComfyServer,
     (after,) = latents(comfy, reload(sample("text"), saved))
     assert torch.equal(before, after)
     assert (after - latents(comfy, sample("text"))[0]).abs().max() > 1e-2
+
+
+@pytest.fixture
+def vocabulary(comfy: ComfyServer) -> Iterator[None]:
+    """What LDM's own text encoder needs beside the model."""
+    path = models_folder(comfy) / "bert-base-uncased" / "vocab.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(WORDS) + "\n")
+    yield
+    path.unlink()
+
+
+@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.parametrize(
+    "condition",
+    [ldm_files.CLIP, replace(ldm_files.CLIP, projection=True), ldm_files.OPEN_CLIP, LDM_TEXT],
+    ids=["openai", "projecting", "openclip", "ldm"],
+)
+def test_every_text_encoder_is_saved_as_it_was(comfy: ComfyServer, saved: Path, condition: ConditioningConfig) -> None:
+    parts = Parts.make(ldm_files.CONDITIONED, ldm_files.KL, condition)
+    config = ModelConfig("teacher", ldm_files.CONDITIONED, ldm_files.KL, condition)
+    path = saved.with_name("tower-to-save.safetensors")
+    checkpoint.save(path, config, unet=parts.unet, first_stage=parts.first_stage, conditioner=parts.conditioner)
+    save(comfy, {LOADER: loader(OURS, path.name)}, saved)
+    original, again = checkpoint.read(path), checkpoint.read(saved)
+    assert again.config == original.config and again.tensors.keys() == original.tensors.keys()
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in original.tensors.items())
+    path.unlink()
 
 
 def write_like(path: Path, target: Path, weights: dict[str, torch.Tensor]) -> None:
