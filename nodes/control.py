@@ -1,12 +1,13 @@
-"""ControlNets on our U-Net: what they add to its features, and a sentence where they are made for another model."""
+"""ControlNets and GLIGEN on our U-Net: what they add to its features, or a sentence: they are made for one model."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..spectral.attention import SpatialTransformer
 from ..spectral.errors import SpectralError
 from ..spectral.hooks import Part
 
@@ -38,6 +39,34 @@ def check(control: Any, channels: int, width: int) -> None:
         if getattr(network, "num_classes", None) is not None:
             raise SpectralError(f"The ControlNet is made for Stable Diffusion XL, which this model is not. {ADVICE}")
         control = getattr(control, "previous_controlnet", None)
+
+
+def check_gligen(gligen: Any, network: nn.Module) -> None:
+    """Before sampling: that GLIGEN has a layer for each of the network's transformers, as wide as that is.
+
+    Args:
+        gligen: what core keeps in a conditioning: (kind, patcher of the model, boxes); or None.
+
+    Raises:
+        SpectralError: it has others.
+    """
+    layers = None if gligen is None else getattr(getattr(gligen[1], "model", None), "module_list", None)
+    if layers is None:
+        return
+    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+    own = [int(transformer.norm.weight.shape[0]) for transformer in transformers]  # type: ignore[union-attr,index]
+    made_for = [int(layer.linear.weight.shape[0]) for layer in layers]
+    if made_for != own:
+        raise SpectralError(
+            f"GLIGEN is made for another model: it has layers for transformers of {_listed(made_for)} channels, this "
+            f"one has transformers of {_listed(own)}. Disconnect GLIGEN Textbox Apply, or use a GLIGEN model that is "
+            "made for this one."
+        )
+
+
+def _listed(widths: list[int]) -> str:
+    """Different widths and how often each is there, for a person."""
+    return ", ".join(f"{width} (×{widths.count(width)})" for width in sorted(set(widths))) or "no"
 
 
 def added(h: Tensor, additions: Additions | None, part: Part) -> Tensor:

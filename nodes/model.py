@@ -123,8 +123,8 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         """What the network is given besides the latent; checks that the conditioning is made for this model.
 
         Raises:
-            SpectralError: the conditioning comes from another model's CLIP, or the ControlNet is another model's; or
-                conditioning or latents hold numbers that are not finite.
+            SpectralError: the conditioning comes from another model's CLIP, ControlNet or GLIGEN, or conditioning or
+                latents hold numbers that are not finite.
         """
         width = self.spectral.config.conditioning.width
         if self.spectral.config.conditioning.kind == "none":
@@ -135,6 +135,7 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         if kwargs.get("latent_image") is not None:
             inputs.finite(kwargs["latent_image"], "The connected latents")
         control.check(kwargs.get("control"), self.diffusion_model.config.in_channels, width)
+        control.check_gligen(kwargs.get("gligen"), self.diffusion_model)
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds
 

@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spectral_diffusion.spectral.attention import (
+    CrossAttention,
+    FeedForward,
+    SpatialTransformer,
+    scaled_dot_product_attention,
+)
 from spectral_diffusion.spectral.config import UNetConfig
+from spectral_diffusion.spectral.layers import Layers
 from spectral_diffusion.spectral.unet import UNet
 
 from ..unit.tiny import randomized
@@ -121,3 +128,25 @@ def _hint(width: int) -> nn.Sequential:
     for inputs, outputs, stride in sizes:
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.SiLU()]
     return nn.Sequential(*layers, nn.Conv2d(256, width, 3, 1, 1))
+
+
+def write_gligen(path: Path, unet: UNetConfig, key_width: int = 768) -> None:
+    """GLIGEN for text boxes: a gated self-attention in each transformer of a U-Net of this shape, random and open."""
+    make = Layers(nn, scaled_dot_product_attention, 32, None, None)
+    state: dict[str, Tensor] = {}
+    for name, module in UNet(unet).named_modules():
+        if isinstance(module, SpatialTransformer):
+            width = len(module.norm.weight)
+            fuser = nn.ModuleDict({"linear": nn.Linear(key_width, width), "ff": FeedForward(width, make)})
+            fuser["attn"] = CrossAttention(width, width, 8, make)
+            fuser["norm1"], fuser["norm2"] = nn.LayerNorm(width), nn.LayerNorm(width)
+            gates = {"alpha_attn": torch.tensor(0.5), "alpha_dense": torch.tensor(0.5)}
+            inside = {**randomized(fuser, len(state)).state_dict(), **gates}
+            state |= {f"{name}.transformer_blocks.0.fuser.{key}": tensor for key, tensor in inside.items()}
+    layers = (nn.Linear(key_width + 64, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, key_width))
+    boxes = randomized(nn.Sequential(*layers), 5).state_dict()
+    state |= {f"position_net.linears.{key}": tensor for key, tensor in boxes.items()}
+    for name, width in (("positive", key_width), ("position", 64)):
+        state[f"position_net.null_{name}_feature"] = torch.zeros(width)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)

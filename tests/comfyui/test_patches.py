@@ -17,20 +17,22 @@ from .results import latents, sample
 from .server import ComfyServer, Prompt
 from .test_parity import CORE, OURS, loader
 
-CONTROL = "ControlNet"
+CONTROL, BOX = "ControlNet", "GLIGEN"
 PLAIN = "plain"
 TEXT = "a red apple, blue sky, on a table"
 
 
 @pytest.fixture(scope="module")
 def files(comfy: ComfyServer) -> Iterator[None]:
-    """A hypernetwork, a ControlNet and its picture."""
+    """A hypernetwork, a GLIGEN model, a ControlNet and its picture."""
     models = comfy.distribution.base / "models"
     patching.write_hypernetwork(models / "hypernetworks" / "hyper.pt", (32, 64, 320, 640, 768))
+    patching.write_gligen(models / "gligen" / "gligen.safetensors", stable.UNET_ONE)
     (models / "controlnet").mkdir(exist_ok=True)
     patching.write_controlnet(models / "controlnet" / "control.safetensors", stable.UNET_ONE)
     Image.radial_gradient("L").resize((96, 64)).save(comfy.distribution.base / "input" / "control.png")
     yield
+    (models / "gligen" / "gligen.safetensors").unlink()
     (models / "hypernetworks" / "hyper.pt").unlink()
     (models / "controlnet" / "control.safetensors").unlink()
 
@@ -67,6 +69,8 @@ def teacher(which: str, name: str, object_info: dict[str, Any]) -> Prompt:
         PLAIN: sampler(LOADER),
         **controlled("positive", "negative"),
         CONTROL: sampler(LOADER, "controlled", "controlled"),
+        **boxed("positive"),
+        BOX: sampler(LOADER, "boxed"),
     }
     for patch in here(object_info):
         made[f"patched {patch}"] = patching.patch(object_info, patch, [LOADER, 0])
@@ -86,18 +90,28 @@ def controlled(positive: str, negative: str) -> Prompt:
     }
 
 
+def boxed(positive: str) -> Prompt:
+    """A text of its own in a box of the picture."""
+    box = {"text": "a tree", "width": 48, "height": 40, "x": 24, "y": 8}
+    parts: dict[str, Any] = {"conditioning_to": [positive, 0], "gligen_textbox_model": ["gligen", 0]}
+    return {
+        "gligen": node("GLIGENLoader", gligen_name="gligen.safetensors"),
+        "boxed": node("GLIGENTextBoxApply", clip=[LOADER, 1], **parts, **box),
+    }
+
+
 @pytest.fixture(scope="module")
 def teachers(
     comfy: ComfyServer, object_info: dict[str, Any], stable_one: str, files: None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """By patch, what core's loader and ours sample."""
-    names = [PLAIN, CONTROL, *here(object_info)]
+    names = [PLAIN, CONTROL, BOX, *here(object_info)]
     found = [latents(comfy, teacher(which, stable_one, object_info), names) for which in (CORE, OURS)]
     return dict(zip(names, zip(*found, strict=True), strict=True))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [PLAIN, CONTROL, *PATCHES])
+@pytest.mark.parametrize("name", [PLAIN, CONTROL, BOX, *PATCHES])
 def test_a_patched_teacher_is_what_core_makes_of_it(teachers: dict[str, tuple[Tensor, Tensor]], name: str) -> None:
     if name not in teachers:
         pytest.skip("this version of ComfyUI has no such node")
@@ -173,3 +187,13 @@ def test_a_controlnet_of_another_model_is_a_sentence(comfy: ComfyServer, kind: s
         and reads in message
     )
     assert "Disconnect Apply ControlNet" in message
+
+
+@pytest.mark.usefixtures("files")
+def test_gligen_of_another_model_is_a_sentence(comfy: ComfyServer) -> None:
+    made = sample("text") | boxed("positive")
+    made[SAMPLER]["inputs"]["positive"] = ["boxed", 0]
+    made["saved"] = node("SaveLatent", samples=[SAMPLER, 0], filename_prefix="none")
+    message = comfy.run(made).message
+    assert message.startswith("GLIGEN is made for another model: it has layers for transformers of 320 (×3), 640 (×4)")
+    assert "this one has transformers of 32 (×3), 64 (×4)" in message

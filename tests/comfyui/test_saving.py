@@ -14,14 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.spectral.config import ConditioningConfig, ModelConfig
 from spectral_diffusion.spectral.presets import STABLE_SCALE
 from spectral_diffusion.training.cli import main
 
+from ..unit import ldm_files
+from ..unit.ldm_files import Parts
 from . import test_lora
 from .prompts import LOADER, SAMPLER, node
 from .results import latents, models_folder, sample, succeed
 from .server import ComfyServer, Prompt
 from .test_parity import CORE, OURS, loader, results, sampled
+from .test_teachers import LDM_TEXT, WORDS
 
 WHOLE = "CheckpointSave"
 ALONE = "ModelSave"
@@ -109,6 +113,34 @@ def test_a_merge_with_a_lora_is_saved_with_what_they_changed(comfy: ComfyServer,
     assert (after - latents(comfy, sample("text"))[0]).abs().max() > 1e-2
 
 
+@pytest.fixture
+def vocabulary(comfy: ComfyServer) -> Iterator[None]:
+    """What LDM's own text encoder needs beside the model."""
+    path = models_folder(comfy) / "bert-base-uncased" / "vocab.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(WORDS) + "\n")
+    yield
+    path.unlink()
+
+
+@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.parametrize(
+    "condition",
+    [ldm_files.CLIP, replace(ldm_files.CLIP, projection=True), ldm_files.OPEN_CLIP, LDM_TEXT],
+    ids=["openai", "projecting", "openclip", "ldm"],
+)
+def test_every_text_encoder_is_saved_as_it_was(comfy: ComfyServer, saved: Path, condition: ConditioningConfig) -> None:
+    parts = Parts.make(ldm_files.CONDITIONED, ldm_files.KL, condition)
+    config = ModelConfig("teacher", ldm_files.CONDITIONED, ldm_files.KL, condition)
+    path = saved.with_name("tower-to-save.safetensors")
+    checkpoint.save(path, config, unet=parts.unet, first_stage=parts.first_stage, conditioner=parts.conditioner)
+    save(comfy, {LOADER: loader(OURS, path.name)}, saved)
+    original, again = checkpoint.read(path), checkpoint.read(saved)
+    assert again.config == original.config and again.tensors.keys() == original.tensors.keys()
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in original.tensors.items())
+    path.unlink()
+
+
 def write_like(path: Path, target: Path, weights: dict[str, torch.Tensor]) -> None:
     with safe_open(path, "pt") as file:
         save_file(weights, target, file.metadata())
@@ -139,6 +171,16 @@ def test_a_unet_saved_alone_says_what_it_lacks(comfy: ComfyServer, saved: Path) 
     made = reload(sample("text"), saved)
     made["states"] = node("ProbeConditioning", conditioning=["positive", 0])
     assert "holds no text encoder; load one of width 32 with Load CLIP" in comfy.run(made).message
+
+
+@pytest.mark.usefixtures("alone")
+def test_newer_versions_offer_it_where_core_saves_it(comfy: ComfyServer) -> None:
+    """In output/checkpoints, which is one of their model folders."""
+    saver = node(WHOLE, model=[LOADER, 0], clip=[LOADER, 1], vae=[LOADER, 2], filename_prefix="checkpoints/offered")
+    succeed(comfy, {**sample("none"), "save": saver})
+    made = sample("none")
+    made[LOADER]["inputs"]["checkpoint"] = "offered_00001_.safetensors"
+    assert torch.equal(latents(comfy, made)[0], latents(comfy, sample("none"))[0])
 
 
 def test_parts_of_another_model_are_a_sentence(comfy: ComfyServer, saved: Path) -> None:
