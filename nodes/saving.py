@@ -19,7 +19,6 @@ from ..spectral.formats.source import CONDITIONER, FIRST_STAGE, UNET
 Tensors = dict[str, Tensor]
 #: What our reader takes; 8-bit floats are written as float16, which holds all their values.
 STORED = (torch.float32, torch.float16, torch.bfloat16)
-PROJECTION = text_keys.PROJECTION
 #: What core keeps beside a text encoder's weights.
 BESIDE = ("logit_scale", "text_projection")
 NO_PLACE = (
@@ -91,8 +90,8 @@ def _conditioner(own: ConditioningConfig, classes: Tensor | None, clip: Tensors)
         described = _described(name, tensors)
     else:
         raise SpectralError(f"Save Checkpoint knows no text encoder of the kind {name!r} in such a file; {OWN_CLIP}.")
-    if described.tower == "clip":
-        described, tensors = _with_projection(described, tensors)
+    if not described.projection:  # core makes one all the same, of whatever numbers; nothing here reads what it makes
+        tensors = {key: tensor for key, tensor in tensors.items() if key != text_keys.PROJECTION}
     with torch.device("meta"):
         encoder = conditioning.build(described)
     if encoder is None or not _fits(encoder, tensors):
@@ -122,15 +121,6 @@ def _described(name: str, tensors: Tensors) -> ConditioningConfig:
         return replace(found, projection=False)
     skipped = text_keys.unused_layers(found.width, found.layers)
     return replace(found, activation="gelu", skip_last=skipped, pad_token=0, projection=False)
-
-
-def _with_projection(described: ConditioningConfig, tensors: Tensors) -> tuple[ConditioningConfig, Tensors]:
-    """Without the text projection where the model has none and core has put a matrix that changes nothing."""
-    matrix = tensors.get(PROJECTION)
-    if matrix is None or (not described.projection and torch.equal(matrix.cpu().float(), torch.eye(*matrix.shape))):
-        rest = {name: tensor for name, tensor in tensors.items() if name != PROJECTION}
-        return replace(described, projection=False), rest
-    return replace(described, projection=True), tensors
 
 
 def _fits(module: torch.nn.Module, tensors: Tensors) -> bool:
