@@ -14,9 +14,10 @@ from ..spectral.errors import SpectralError
 
 FOLDER = "spectral_diffusion"
 EXTENSIONS = (".safetensors", ".ckpt")
-#: Model folders of ComfyUI that hold single files, and those in which folders of diffusers are looked for.
-FILE_FOLDERS = (FOLDER, "checkpoints")
-DIFFUSERS_FOLDERS = (*FILE_FOLDERS, "diffusers")
+#: Model folders of ComfyUI that hold single files, Model Save's among them by its old and its new name, and those in
+#: which folders of diffusers are looked for.
+FILE_FOLDERS = (FOLDER, "checkpoints", "diffusion_models", "unet")
+DIFFUSERS_FOLDERS = (FOLDER, "checkpoints", "diffusers")
 #: How many levels below a model folder a diffusers folder may lie.
 DEEPEST = 3
 
@@ -36,7 +37,7 @@ def names() -> list[str]:
         found.relative_to(root).as_posix() for root in _roots(DIFFUSERS_FOLDERS) for found in _diffusers(root, DEEPEST)
     }
     inside = tuple(f"{folder}/" for folder in folders)
-    listed = {name for folder in FILE_FOLDERS for name in folder_paths.get_filename_list(folder)}
+    listed = {name for folder in _known(FILE_FOLDERS) for name in folder_paths.get_filename_list(folder)}
     files = {
         name
         for name in listed.difference(own)
@@ -85,7 +86,12 @@ def fingerprint(path: Path) -> str:
 
 
 def _roots(folders: tuple[str, ...]) -> list[Path]:
-    return [Path(path) for folder in folders for path in folder_paths.get_folder_paths(folder)]
+    return [Path(path) for folder in _known(folders) for path in folder_paths.get_folder_paths(folder)]
+
+
+def _known(folders: tuple[str, ...]) -> list[str]:
+    """Those that this version of ComfyUI has."""
+    return [folder for folder in folders if folder in folder_paths.folder_names_and_paths]
 
 
 def _diffusers(folder: Path, levels: int) -> Iterator[Path]:

@@ -45,8 +45,9 @@ class LoadCheckpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = (
-            "The models that come with this pack, then all .safetensors and .ckpt files in models/spectral_diffusion "
-            "and models/checkpoints, and diffusers folders there and in models/diffusers."
+            "The models that come with this pack, then all .safetensors and .ckpt files in models/spectral_diffusion, "
+            "models/checkpoints and models/diffusion_models, and diffusers folders in the first two and in "
+            "models/diffusers."
         )
         ema = (
             "Use the averaged (EMA) weights where the file has them: they draw better. Turn it off to compare with the "

@@ -83,6 +83,15 @@ def test_a_saved_checkpoint_samples_the_same(comfy: ComfyServer, saved: Path, ki
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("alone")
+def test_what_model_save_leaves_in_its_own_place_is_in_the_list(comfy: ComfyServer) -> None:
+    made = sample("none")
+    succeed(comfy, {**made, "save": node(ALONE, model=[LOADER, 0], filename_prefix="diffusion_models/own")})
+    (written,) = (comfy.distribution.base / "output" / "diffusion_models").glob("own*")
+    for one, other in zip(latents(comfy, made), latents(comfy, reload(made, written)), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", ["text", "none"])
 def test_the_file_is_the_one_that_was_loaded(comfy: ComfyServer, saved: Path, kind: str) -> None:
     save(comfy, sample(kind), saved)
