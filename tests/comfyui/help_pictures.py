@@ -24,9 +24,9 @@ from spectral_diffusion.training.tokens import tokenize
 
 from . import prompts
 from .distribution import REPOSITORY
-from .latents import ran
 from .panels import Row, sheet
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, Link, node
+from .results import succeed
 from .server import ComfyServer, Prompt
 from .test_gates import gate
 from .test_guidance import bands, guidance, with_guidance
@@ -51,13 +51,13 @@ def prompt(text: str = "", *nodes: dict[str, Any], model: str = STUDENT, cfg: fl
 
 def drawn(comfy: ComfyServer, asked: Prompt) -> Image.Image:
     """The first picture that a prompt saves."""
-    return comfy.image(ran(comfy, asked).outputs[SAVE]["images"][0])
+    return comfy.image(succeed(comfy, asked).outputs[SAVE]["images"][0])
 
 
 def shown(comfy: ComfyServer, asked: Prompt, link: Link) -> list[Image.Image]:
     """The pictures at one output of a prompt, whatever node it belongs to."""
     asked = {name: made for name, made in asked.items() if name != SAVE}
-    run = ran(comfy, {**asked, "shown": node("PreviewImage", images=link)})
+    run = succeed(comfy, {**asked, "shown": node("PreviewImage", images=link)})
     return [comfy.image(entry) for entry in run.outputs["shown"]["images"]]
 
 
