@@ -4,7 +4,7 @@ import * as numbers from "./chart_numbers.js";
 import { buttons, dot, list, make, path, toClipboard } from "./chart_parts.js";
 
 /** In pixels: space above and beside the frame, and below it for ticks and label; room that one tick takes. */
-const MARGIN = { top: 24, right: 16, bottom: 40 };
+const MARGIN = { top: 26, right: 16, bottom: 40 };
 const TICK = { x: 76, y: 34 };
 /** More ticks than this help nobody. */
 const TICKS = 8;
@@ -198,7 +198,7 @@ export class Chart {
     const middle = (left + right) / 2;
     const label = { class: "sd-chart-label" };
     group.append(make("text", { ...label, x: middle, y: bottom + 34, "text-anchor": "middle" }, this.x.label));
-    group.append(make("text", { ...label, x: 8, y: 13 }, this.y.label));
+    group.append(make("text", { ...label, x: 8, y: 14 }, this.y.label));
     for (const mark of this.view.marks ?? []) group.append(...this.mark(mark));
     return group;
   }
