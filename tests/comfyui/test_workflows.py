@@ -5,6 +5,8 @@ With UPDATE_THUMBNAILS set, the pictures beside the workflows are made anew from
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
 import os
@@ -31,28 +33,47 @@ def run_ok(comfy: ComfyServer, prompt: Prompt) -> Run:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_the_workflow_makes_images_again_and_again(path: Path, comfy: ComfyServer, object_info: dict[str, Any]) -> None:
     prompt = workflow.to_prompt(path, object_info)
-    sampler = workflow.find(prompt, "KSampler")
     run = run_ok(comfy, prompt)
     assert run.progress and run.previews
-    for output in run.outputs.values():
-        for entry in output["images"]:
-            assert np.asarray(comfy.image(entry)).std() > 1
+    assert all(np.asarray(picture).std() > 1 for picture in images(comfy, run))
+    assert all(chart["views"] for output in run.outputs.values() for chart in output.get("spectral_chart", []))
 
     if os.environ.get("UPDATE_THUMBNAILS"):
         thumbnail(comfy, prompt, run).save(path.with_suffix(".jpg"), quality=90)
 
-    first = images(comfy, run)
-    seed = prompt[sampler]["inputs"]["seed"]
-    prompt[sampler]["inputs"]["seed"] = seed + 1
-    assert not same(first, images(comfy, run_ok(comfy, prompt)))
-    prompt[sampler]["inputs"]["seed"] = seed
-    assert same(first, images(comfy, run_ok(comfy, prompt)))
+    first = images(comfy, run_ok(comfy, few_steps(prompt, 0)))
+    assert not same(first, images(comfy, run_ok(comfy, few_steps(prompt, 1))))
+    assert same(first, images(comfy, run_ok(comfy, few_steps(prompt, 0))))
+
+
+def test_gates_and_guidance_by_hand_change_the_pictures(comfy: ComfyServer, object_info: dict[str, Any]) -> None:
+    for name, kinds in (("gate-by-hand", 3), ("wavelet-guidance", 2)):
+        prompt = few_steps(workflow.to_prompt(path_of(name), object_info))
+        run = run_ok(comfy, prompt)
+        shown = [[np.asarray(picture) for picture in block] for block in blocks(comfy, prompt, run)]
+        assert len(shown) == kinds
+        for one, other in itertools.combinations(shown, 2):
+            assert all(np.abs(a.astype(float) - b).mean() > 1 for a, b in zip(one, other, strict=True))
+
+
+def test_inpainting_keeps_the_rest_of_the_picture(comfy: ComfyServer, object_info: dict[str, Any]) -> None:
+    prompt = few_steps(workflow.to_prompt(path_of("inpaint"), object_info))
+    (before,), (mask,), (after,) = (
+        [np.asarray(picture).astype(float) for picture in block]
+        for block in blocks(comfy, prompt, run_ok(comfy, prompt))
+    )
+    # Enlarging mixes a few rows on both sides of the mask's edge.
+    kept = np.flatnonzero((mask == 0).all(axis=(1, 2)))[16:]
+    drawn = np.flatnonzero((mask == 255).all(axis=(1, 2)))[:-16]
+    assert len(kept) > 90 and len(drawn) > 90
+    assert np.array_equal(before[kept], after[kept])
+    assert np.abs(before[drawn] - after[drawn]).mean() > 10
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_the_workflow_has_a_thumbnail_and_fits_together(path: Path) -> None:
     with Image.open(path.with_suffix(".jpg")) as thumbnail:
-        assert min(thumbnail.size) >= 256
+        assert thumbnail.width == 512 and thumbnail.height >= 170
     saved = json.loads(path.read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in saved["nodes"]}
     for link, source, slot, target, port, kind in saved["links"]:
@@ -61,23 +82,53 @@ def test_the_workflow_has_a_thumbnail_and_fits_together(path: Path) -> None:
         assert nodes[source]["outputs"][slot]["type"] == kind
 
 
+def path_of(name: str) -> Path:
+    return REPOSITORY / "workflows" / f"{name}.json"
+
+
+def samplers(prompt: Prompt) -> list[str]:
+    return [key for key, node in prompt.items() if node["class_type"] == "KSampler"]
+
+
+def few_steps(prompt: Prompt, further: int = 0) -> Prompt:
+    """The same with four steps and a later seed."""
+    made = copy.deepcopy(prompt)
+    for key in samplers(made):
+        made[key]["inputs"]["steps"] = 4
+        made[key]["inputs"]["seed"] += further
+    return made
+
+
 def thumbnail(comfy: ComfyServer, prompt: Prompt, run: Run) -> Image.Image:
-    """What a workflow is for, 512 pixels wide: the comparison's chart, or else the pictures it saves, as a square."""
-    for key, node in prompt.items():
-        if node["class_type"] == "SpectralDiffusionCompareSpectra":
-            chart = comfy.image(run.outputs[key]["images"][0])
-            return ImageOps.contain(chart, (512, 512))
-    pictures = [comfy.image(entry) for entry in run.outputs[workflow.find(prompt, "SaveImage")]["images"]]
-    columns = math.ceil(len(pictures) ** 0.5)
-    side = 512 // columns
-    sheet = Image.new("RGB", (512, side * math.ceil(len(pictures) / columns)), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(ImageOps.fit(picture, (side, side)), (index % columns * side, index // columns * side))
+    """What a workflow is for, 512 pixels wide: the chart where samples are compared with data, or else its pictures.
+
+    One node's pictures make a square; of several nodes each has a column, as many rows as there are columns at most.
+    """
+    charts = [key for key, node in prompt.items() if node["class_type"] == "SpectralDiffusionCompareSpectra"]
+    if charts and len(samplers(prompt)) == 1:
+        return ImageOps.contain(comfy.image(run.outputs[charts[0]]["images"][0]), (512, 512))
+    shown = blocks(comfy, prompt, run)
+    if len(shown) == 1:
+        columns = math.ceil(len(shown[0]) ** 0.5)
+        rows = [shown[0][start : start + columns] for start in range(0, len(shown[0]), columns)]
+    else:
+        rows = [list(row) for row in zip(*shown, strict=True)][: len(shown)]
+    side = 512 // len(rows[0])
+    sheet = Image.new("RGB", (512, side * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(ImageOps.fit(picture, (side, side)), (x * side, y * side))
     return sheet
 
 
+def blocks(comfy: ComfyServer, prompt: Prompt, run: Run) -> list[list[Image.Image]]:
+    """The pictures of each node that shows or saves some, from left to right."""
+    shown = [key for key, node in prompt.items() if node["class_type"] in ("PreviewImage", "SaveImage")]
+    return [[comfy.image(entry) for entry in run.outputs[key]["images"]] for key in sorted(shown, key=int)]
+
+
 def images(comfy: ComfyServer, run: Run) -> list[Image.Image]:
-    return [comfy.image(entry) for output in run.outputs.values() for entry in output["images"]]
+    return [comfy.image(entry) for output in run.outputs.values() for entry in output.get("images", [])]
 
 
 def same(first: list[Image.Image], second: list[Image.Image]) -> bool:
