@@ -85,7 +85,8 @@ class WaveletGuidance:
         )
         norm = (
             "Scale the result so that it is as strong overall (in its norm) as with plain guidance: settings far from "
-            "1 then change the character of the picture more than its contrast."
+            "1 then change the character of the picture more than its contrast. A contrast that is too strong because "
+            "of a high cfg stays: to lower that by factors below 1, leave this off."
         )
         guidance = (
             "From Wavelet Bands: further factors of the guidance, apart for each orientation; they multiply those here."

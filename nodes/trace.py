@@ -69,8 +69,12 @@ class GateRecord:
         return gates
 
     def runs(self, samplers: Iterable[str]) -> list[list[Point]]:
-        """The points of each sampling by these nodes, oldest first; and of one whose node ComfyUI did not tell."""
-        wanted = {None, *samplers}
+        """The points of each sampling by these nodes, oldest first.
+
+        For a prompt that no page waits for, ComfyUI does not tell the node: then those of the last prompt.
+        """
+        unnamed = bool(self._runs) and list(self._runs)[-1] is None
+        wanted = {None} if unnamed else set(samplers)
         chosen = [run for node, run in self._runs.items() if node in wanted]
         return [[_point(call) for call in run.calls] for run in chosen if run.calls]
 

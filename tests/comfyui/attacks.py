@@ -58,10 +58,15 @@ def changed(prompt: Prompt, place: str, **inputs: Any) -> Prompt:
 
 @dataclass(frozen=True)
 class Home:
-    """A prompt that gives an image (each another one), and the id in it of the node that is attacked."""
+    """A prompt that gives an image (each another one), and the id in it of the node that is attacked.
+
+    Attributes:
+        optional: only a link to an optional input leads to the node.
+    """
 
     prompt: Prompt
     place: str
+    optional: bool = False
 
 
 def _with_lora(**inputs: Any) -> Prompt:
@@ -119,7 +124,7 @@ HOMES = {
     "SpectralDiffusionGateTrace": Home(changed(_traced(), SAMPLER, seed=4), "patch"),
     "SpectralDiffusionGateTracePlot": Home(changed(_traced(), SAMPLER, seed=5), "plot"),
     "SpectralDiffusionWaveletGuidance": Home(changed(_guided(), SAMPLER, seed=6), "patch"),
-    "SpectralDiffusionWaveletBands": Home(changed(_guided(), SAMPLER, seed=7), "bands"),
+    "SpectralDiffusionWaveletBands": Home(changed(_guided(), SAMPLER, seed=7), "bands", optional=True),
     "SpectralDiffusionExampleImages": Home(_spectrum("PowerSpectrum", above=0.2), "images"),
     "SpectralDiffusionPowerSpectrum": Home(_spectrum("PowerSpectrum", above=0.25), "spectrum"),
     "SpectralDiffusionRadialSpectrum": Home(_spectrum("RadialSpectrum", fit_low=0.0, fit_high=0.375), "spectrum"),
@@ -134,37 +139,49 @@ _OBJECTS = (5, "text", None, {}, [])
 _WRONG = {"INT": _NUMBERS, "FLOAT": _NUMBERS, "COMBO": _NAMES, "BOOLEAN": ()}
 
 
-def on_every_input(object_info: dict[str, Any]) -> Iterator[Attack]:
+#: An attack for which the answer shows whether core looks at what lies behind optional links.
+BEHIND_OPTIONAL = changed(HOMES["SpectralDiffusionWaveletBands"].prompt, "bands", low="abc")
+
+
+def on_every_input(object_info: dict[str, Any], *, all_checked: bool) -> Iterator[Attack]:
     """Wrong values, as a widget would give them and as a link does, and links that lead nowhere or to another type.
 
     Args:
         object_info: what the server says about its nodes.
+        all_checked: whether core looks at what lies behind optional links. ComfyUI of 2024 does not, and a link
+            there that is none ends its worker before any node is asked.
     """
     for kind, home in HOMES.items():
         for group in ("required", "optional"):
             for name, (type_, *_) in object_info[kind]["input"].get(group, {}).items():
                 required = group == "required"
-                yield from _on_input(home, f"{kind.removeprefix('SpectralDiffusion')}.{name}", name, type_, required)
+                title = f"{kind.removeprefix('SpectralDiffusion')}.{name}"
+                yield from _values(home, title, name, type_, required, all_checked or not home.optional)
+                if required and (all_checked or not home.optional):
+                    yield from _links(home, title, name)
 
 
-def _on_input(home: Home, title: str, name: str, type_: Any, required: bool) -> Iterator[Attack]:
+def _values(home: Home, title: str, name: str, type_: Any, required: bool, checked: bool) -> Iterator[Attack]:
     says = f"{name}|There is no (checkpoint|LoRA)"
     for value in _WRONG.get("COMBO" if isinstance(type_, list) else type_, _OBJECTS):
         if required or value is not None:
             shown = repr(value)[:30]
             # Core takes a list for a link.
             plain = says if value != [] else f"{says}|Exception when validating"
-            yield Attack(f"{title} is {shown}", changed(home.prompt, home.place, **{name: value}), plain)
+            if checked or value != []:
+                yield Attack(f"{title} is {shown}", changed(home.prompt, home.place, **{name: value}), plain)
             yield Attack(f"{title} is linked to {shown}", linked(home.prompt, home.place, name, value), says)
-    if required:
-        without = copy.deepcopy(home.prompt)
-        del without[home.place]["inputs"][name]
-        yield Attack(f"{title} is missing", without, f"Required input is missing: {name}")
-        links: dict[str, Link] = {"a node that is not there": ["nowhere", 0], "slot 99": ["images", 99]}
-        for where, link in links.items():
-            prompt = changed(home.prompt, home.place, **{name: link})
-            prompt["images"] = prompt.get("images") or node("ProbeImage", shape="1,64,64,3", fill="noise")
-            yield Attack(f"{title} is linked to {where}", prompt, "Exception when validating")
+
+
+def _links(home: Home, title: str, name: str) -> Iterator[Attack]:
+    without = copy.deepcopy(home.prompt)
+    del without[home.place]["inputs"][name]
+    yield Attack(f"{title} is missing", without, f"Required input is missing: {name}")
+    links: dict[str, Link] = {"a node that is not there": ["nowhere", 0], "slot 99": ["images", 99]}
+    for where, link in links.items():
+        prompt = changed(home.prompt, home.place, **{name: link})
+        prompt["images"] = prompt.get("images") or node("ProbeImage", shape="1,64,64,3", fill="noise")
+        yield Attack(f"{title} is linked to {where}", prompt, "Exception when validating")
 
 
 def linked(prompt: Prompt, place: str, name: str, value: Any) -> Prompt:

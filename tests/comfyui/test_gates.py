@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -236,6 +237,22 @@ def test_two_samplers_in_a_row_are_two_runs_of_one_table(comfy: ComfyServer) -> 
     rows = [row for row in table(comfy, prompt) if (row["direction"], row["level"]) == ("up", "average")]
     assert [row["run"] for row in rows] == ["0"] * 3 + ["1"] * 3
     assert float(rows[0]["timestep"]) == 999 > float(rows[3]["timestep"]) > float(rows[2]["timestep"])
+
+
+def test_a_prompt_that_no_page_waits_for_is_traced_alone(comfy: ComfyServer) -> None:
+    """Queued without a client, as scripts do it, before and after one with a client; both are the same graph."""
+    prompt = traced(plain(steps=3))
+    prompt["text"] = node("ProbeText", text=["plot", 1])
+    named = table(comfy, prompt)
+    prompt[SAMPLER]["inputs"]["seed"] = 77
+    answer = comfy.post("/prompt", {"prompt": prompt})
+    while answer["prompt_id"] not in (history := comfy.get("/history")):
+        time.sleep(0.1)
+    (text,) = history[answer["prompt_id"]]["outputs"]["text"]["text"]
+    unnamed = list(csv.DictReader(StringIO(text)))
+    assert len(unnamed) == len(named) and unnamed != named
+    prompt[SAMPLER]["inputs"]["seed"] = 11
+    assert table(comfy, prompt) == named
 
 
 def test_a_trace_without_a_sampler_says_what_to_connect(comfy: ComfyServer) -> None:
