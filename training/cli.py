@@ -96,7 +96,7 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
 
 
 def _part() -> None:
-    """Take leave of the other processes of a launch, where there are any."""
+    """Take leave of the other processes of a launch, where there are any; the threads that talk to them end by it."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

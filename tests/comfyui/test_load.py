@@ -122,7 +122,7 @@ KINDS: tuple[Callable[[int], Job], ...] = (
 def _queue(object_info: dict[str, Any]) -> list[Job]:
     """Rounds of the same kinds in another order each, model after model, with other seeds and with other attacks."""
     chance = random.Random(0)
-    pool = [*attacks.on_contents(), *attacks.on_every_input(object_info)]
+    pool = [*attacks.on_contents(), *attacks.on_every_input(object_info, all_checked=True)]
     wrong = [next(attack for attack in pool if attack.name == name) for name in ATTACKS]
     jobs: list[Job] = []
     for turn in range(ROUNDS):

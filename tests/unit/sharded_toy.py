@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from toy import Numbers, Quiet, config
 
+from spectral_diffusion.training import cli
 from spectral_diffusion.training.loop.fit import fit
 from spectral_diffusion.training.processes import is_main
 
@@ -45,4 +46,4 @@ def main(out: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.exit(cli.run(lambda argv: main(Path(argv[0]), int(argv[1]))))

@@ -12,9 +12,15 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from toy import Numbers, Quiet, config, no_preview
 
+from spectral_diffusion.training import cli
 from spectral_diffusion.training.loop.fit import fit
 
 PartialState._prepare_backend = lambda self, *given, **more: ("gloo", DistributedType.MULTI_CPU)
 
+
+def main(out: Path, steps: int) -> None:
+    fit(Quiet(), Numbers(), config(out, steps=steps), no_preview)
+
+
 if __name__ == "__main__":
-    fit(Quiet(), Numbers(), config(Path(sys.argv[1]), steps=int(sys.argv[2])), no_preview)
+    sys.exit(cli.run(lambda argv: main(Path(argv[0]), int(argv[1]))))
