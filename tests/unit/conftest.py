@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from spectral_diffusion.training.tokens import declare_torchvision_operators
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
@@ -33,3 +37,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured")
         for sentence in measured:
             terminalreporter.write_line(sentence)
+
+
+@pytest.fixture(scope="session")
+def diffusers() -> Any:
+    """The library, quiet."""
+    declare_torchvision_operators()
+    return _quiet("diffusers")
+
+
+@pytest.fixture(scope="session")
+def transformers(diffusers: Any) -> Any:
+    """The library, quiet."""
+    return _quiet("transformers")
+
+
+def _quiet(name: str) -> Any:
+    module = importlib.import_module(name)
+    module.utils.logging.set_verbosity_error()
+    module.utils.logging.disable_progress_bar()
+    return module

@@ -22,7 +22,7 @@ from spectral_diffusion.spectral.formats import diffusers_folder, diffusers_writ
 from spectral_diffusion.spectral.formats.source import UNET
 
 from . import tiny
-from .test_diffusers_folder import AS_SAID, MODELS, edit, in_ldm, modules
+from .diffusers_models import AS_SAID, MODELS, edit, in_ldm, modules
 
 # --- damaged and hostile folders ---
 

@@ -18,7 +18,7 @@ from spectral_diffusion.spectral.formats.diffusers_settings import Settings
 from spectral_diffusion.spectral.formats.diffusers_unet import read_unet
 from spectral_diffusion.spectral.formats.source import ReadOptions
 
-from .test_diffusers_folder import AS_SAID, MODELS, edit, in_ldm, modules
+from .diffusers_models import AS_SAID, MODELS, edit, in_ldm, modules
 
 # --- what is published ---
 
