@@ -29,7 +29,7 @@ from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, Link, node
 from .results import succeed
 from .server import ComfyServer, Prompt
 from .test_gates import gate
-from .test_guidance import bands, guidance, with_guidance
+from .test_guidance import bands, guidance
 from .test_spectrum_nodes import measure
 
 STUDENT, TEACHER = "emoji64-student", "emoji64-teacher"
@@ -46,7 +46,7 @@ def prompt(text: str = "", *nodes: dict[str, Any], model: str = STUDENT, cfg: fl
     made[SAMPLER]["inputs"]["cfg"] = cfg
     if text:
         made["positive"] = node("CLIPTextEncode", clip=[LOADER, 1], text=text)
-    return with_guidance(made, *nodes)
+    return prompts.patched(made, *nodes)
 
 
 def drawn(comfy: ComfyServer, asked: Prompt) -> Image.Image:

@@ -66,3 +66,14 @@ def numbered(prompt: Prompt) -> Prompt:
         )
         for name, one in prompt.items()
     }
+
+
+def patched(prompt: Prompt, *nodes: dict[str, Any], **others: dict[str, Any]) -> Prompt:
+    """The prompt with nodes that patch a MODEL in a row before its sampler, `patch 0` first; and with other nodes."""
+    made = {**prompt, **others, SAMPLER: {**prompt[SAMPLER], "inputs": {**prompt[SAMPLER]["inputs"]}}}
+    model: Link = [LOADER, 0]
+    for index, one in enumerate(nodes):
+        made[f"patch {index}"] = {**one, "inputs": {**one["inputs"], "model": model}}
+        model = [f"patch {index}", 0]
+    made[SAMPLER]["inputs"]["model"] = model
+    return made

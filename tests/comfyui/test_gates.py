@@ -20,7 +20,7 @@ from spectral_diffusion.spectral.diffusion import guided
 from spectral_diffusion.spectral.gating import WaveletDown, WaveletGate, WaveletUp
 
 from . import prompts
-from .prompts import LOADER, SAMPLER, Link, node
+from .prompts import LOADER, SAMPLER, Link, node, patched
 from .results import latent, succeed
 from .server import ComfyServer, Prompt
 from .test_sampling import contexts
@@ -37,17 +37,6 @@ def gate(
     return node("SpectralDiffusionWaveletGate", model=model, **NEUTRAL | changed, **when)
 
 
-def gated(prompt: Prompt, *gates: dict[str, Any]) -> Prompt:
-    """The prompt with gates in a row before its sampler."""
-    made = {**prompt, SAMPLER: {**prompt[SAMPLER], "inputs": {**prompt[SAMPLER]["inputs"]}}}
-    model: Link = [LOADER, 0]
-    for index, one in enumerate(gates):
-        made[f"gate {index}"] = {**one, "inputs": {**one["inputs"], "model": model}}
-        model = [f"gate {index}", 0]
-    made[SAMPLER]["inputs"]["model"] = model
-    return made
-
-
 def plain(kind: str = "text", steps: int = 4, **changes: Any) -> Prompt:
     prompt = prompts.generate(kind, seed=11, steps=steps, batch_size=2)
     prompt[SAMPLER]["inputs"] |= {"sampler_name": "euler", "scheduler": "normal"} | changes
@@ -56,14 +45,14 @@ def plain(kind: str = "text", steps: int = 4, **changes: Any) -> Prompt:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_multipliers_of_one_change_nothing_to_the_last_bit(comfy: ComfyServer, kind: str) -> None:
-    found = latent(comfy, gated(plain(kind), gate([LOADER, 0]), gate([LOADER, 0], 0.2, 0.6, "rising")), [SAMPLER, 0])
+    found = latent(comfy, patched(plain(kind), gate([LOADER, 0]), gate([LOADER, 0], 0.2, 0.6, "rising")), [SAMPLER, 0])
     assert torch.equal(found, latent(comfy, plain(kind), [SAMPLER, 0]))
 
 
 def test_outside_its_range_a_gate_changes_nothing_to_the_last_bit(comfy: ComfyServer) -> None:
     """Four steps of the normal schedule lie at 0, ⅓, ⅔ and 1."""
     idle = gate([LOADER, 0], 0.4, 0.6, up_HH=0.0, down_LL=3.0)
-    assert torch.equal(latent(comfy, gated(plain(), idle), [SAMPLER, 0]), latent(comfy, plain(), [SAMPLER, 0]))
+    assert torch.equal(latent(comfy, patched(plain(), idle), [SAMPLER, 0]), latent(comfy, plain(), [SAMPLER, 0]))
 
 
 def loaded(comfy: ComfyServer, kind: str) -> Checkpoint:
@@ -96,7 +85,7 @@ def multiplied(unet: torch.nn.Module, factors: dict[str, float]) -> Iterator[dic
 def test_one_step_with_multiplied_gates_is_what_the_library_computes(comfy: ComfyServer, kind: str) -> None:
     first = {"down_LL": 0.7, "up_HH": 2.0, "up_LH": 0.0}
     second = {"down_LL": 1.5, "down_HL": 3.0}
-    prompt = gated(plain(kind, 1), gate([LOADER, 0], **first), gate([LOADER, 0], **second))
+    prompt = patched(plain(kind, 1), gate([LOADER, 0], **first), gate([LOADER, 0], **second))
     found = latent(comfy, prompt, [SAMPLER, 0])
     model = loaded(comfy, kind)
     together = {name: first.get(name, 1.0) * second.get(name, 1.0) for name in NEUTRAL}
@@ -132,13 +121,13 @@ def test_a_curve_blends_towards_one(comfy: ComfyServer, curve: str, strength: fl
     assert abs(percent - 0.5) < 0.01
     curved = gate([LOADER, 0], percent - 0.1, percent + 0.3, curve, up_LL=3.0)
     straight = gate([LOADER, 0], up_LL=1 + 2 * strength)
-    found, expected = (latent(comfy, gated(middle, one), [SAMPLER, 0]) for one in (curved, straight))
+    found, expected = (latent(comfy, patched(middle, one), [SAMPLER, 0]) for one in (curved, straight))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
     assert (found - latent(comfy, middle, [SAMPLER, 0])).abs().mean() > 1e-3
 
 
 def test_a_gate_does_not_leak_into_the_model_it_was_made_from(comfy: ComfyServer) -> None:
-    both = gated(plain(), gate([LOADER, 0], up_HH=4.0, down_LL=0.5))
+    both = patched(plain(), gate([LOADER, 0], up_HH=4.0, down_LL=0.5))
     both["second"] = {**both[SAMPLER], "inputs": {**both[SAMPLER]["inputs"], "model": [LOADER, 0]}}
     first, second = latent(comfy, both, [SAMPLER, 0]), latent(comfy, both, ["second", 0])
     assert torch.equal(second, latent(comfy, plain(), [SAMPLER, 0]))
@@ -160,7 +149,7 @@ def test_a_model_without_gates_is_told_why_it_cannot_work(comfy: ComfyServer, na
 
 @pytest.mark.parametrize("changes", [{"start": 0.8, "end": 0.2}, {"up_HH": float("nan")}, {"start": float("nan")}])
 def test_settings_that_cannot_be_are_named(comfy: ComfyServer, changes: dict[str, float]) -> None:
-    message = comfy.run(gated(plain(), gate([LOADER, 0], **changes))).message  # type: ignore[arg-type]
+    message = comfy.run(patched(plain(), gate([LOADER, 0], **changes))).message  # type: ignore[arg-type]
     assert "expected" in message and any(word in message for word in ("start_percent", "up_HH"))
 
 
@@ -187,7 +176,7 @@ def values(row: dict[str, str]) -> list[float]:
 def test_the_trace_is_what_the_librarys_gates_are(comfy: ComfyServer, kind: str) -> None:
     """At the first step, where the noise is known: the positive conditioning's gates, per level and averaged."""
     factors = {"down_LL": 0.5, "up_HH": 2.0}
-    rows = table(comfy, traced(gated(plain(kind, 1), gate([LOADER, 0], **factors))))
+    rows = table(comfy, traced(patched(plain(kind, 1), gate([LOADER, 0], **factors))))
     model = loaded(comfy, kind)
     assert model.unet is not None and model.config.unet is not None
     positive, _ = contexts(model.conditioner, kind)

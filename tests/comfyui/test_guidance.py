@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import prompts
-from .prompts import LOADER, SAMPLER, Link, node
+from .prompts import LOADER, SAMPLER, Link, node, patched
 from .results import latent, probed
 from .server import ComfyServer, Prompt
 
@@ -39,17 +39,6 @@ def plain(cfg: float = 2.0, steps: int = 3, kind: str = "text") -> Prompt:
     return prompt
 
 
-def with_guidance(prompt: Prompt, *nodes: dict[str, Any], **others: dict[str, Any]) -> Prompt:
-    """The prompt with nodes in a row before its sampler."""
-    made = {**prompt, **others, SAMPLER: {**prompt[SAMPLER], "inputs": {**prompt[SAMPLER]["inputs"]}}}
-    model: Link = [LOADER, 0]
-    for index, one in enumerate(nodes):
-        made[f"guidance {index}"] = {**one, "inputs": {**one["inputs"], "model": model}}
-        model = [f"guidance {index}", 0]
-    made[SAMPLER]["inputs"]["model"] = model
-    return made
-
-
 def sampled(comfy: ComfyServer, prompt: Prompt) -> Tensor:
     return latent(comfy, prompt, [SAMPLER, 0])
 
@@ -58,14 +47,14 @@ def sampled(comfy: ComfyServer, prompt: Prompt) -> Tensor:
 def test_neutral_settings_are_plain_guidance_to_the_last_bit(comfy: ComfyServer, cfg: float) -> None:
     neutral = guidance([], preserve_norm=True, wavelet="db4", levels=5, curve="rising")
     neutral["inputs"] |= {"guidance_bands": ["bands", 0], "prediction_bands": ["bands", 0]}
-    prompt = with_guidance(plain(cfg), neutral, bands=bands())
+    prompt = patched(plain(cfg), neutral, bands=bands())
     assert torch.equal(sampled(comfy, prompt), sampled(comfy, plain(cfg)))
 
 
 def test_outside_its_range_nothing_changes_to_the_last_bit(comfy: ComfyServer) -> None:
     """Three steps of the normal schedule lie at 0, ½ and 1."""
     idle = guidance([], low=3.0, level_1=0.0, start_percent=0.1, end_percent=0.4)
-    assert torch.equal(sampled(comfy, with_guidance(plain(), idle)), sampled(comfy, plain()))
+    assert torch.equal(sampled(comfy, patched(plain(), idle)), sampled(comfy, plain()))
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "bior4.4"])
@@ -74,20 +63,20 @@ def test_the_same_factor_on_every_band_is_plain_guidance_of_another_scale(
     comfy: ComfyServer, cfg: float, wavelet: str
 ) -> None:
     every = {name: 1.5 for name in NEUTRAL}
-    found = sampled(comfy, with_guidance(plain(cfg), guidance([], wavelet=wavelet, **every)))
+    found = sampled(comfy, patched(plain(cfg), guidance([], wavelet=wavelet, **every)))
     torch.testing.assert_close(found, sampled(comfy, plain(1.5 * cfg)), rtol=1e-3, atol=2e-3)
 
 
 def test_two_in_a_row_multiply(comfy: ComfyServer) -> None:
     first, second = guidance([], level_1=2.0, low=0.5), guidance([], level_1=1.5)
-    found = sampled(comfy, with_guidance(plain(), first, second))
-    expected = sampled(comfy, with_guidance(plain(), guidance([], level_1=3.0, low=0.5)))
+    found = sampled(comfy, patched(plain(), first, second))
+    expected = sampled(comfy, patched(plain(), guidance([], level_1=3.0, low=0.5)))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
     assert (found - sampled(comfy, plain())).abs().mean() > 1e-2
 
 
 def test_the_model_it_was_made_from_stays_as_it_was(comfy: ComfyServer) -> None:
-    both = with_guidance(plain(), guidance([], level_1=3.0, low=0.0))
+    both = patched(plain(), guidance([], level_1=3.0, low=0.0))
     both["second"] = {**both[SAMPLER], "inputs": {**both[SAMPLER]["inputs"], "model": [LOADER, 0]}}
     assert torch.equal(latent(comfy, both, ["second", 0]), sampled(comfy, plain()))
 
@@ -98,7 +87,7 @@ def test_any_checkpoint_of_cores_own_loader(comfy: ComfyServer, stable_one: str)
     prompt["negative"] = node("CLIPTextEncode", clip=[LOADER, 1], text="")
     prompt["latent"] = node("EmptyLatentImage", width=72, height=104, batch_size=1)
     every = {name: 0.5 for name in NEUTRAL}
-    half = sampled(comfy, with_guidance(prompt, guidance([], **every)))
+    half = sampled(comfy, patched(prompt, guidance([], **every)))
     prompt[SAMPLER]["inputs"]["cfg"] = 2.0
     torch.testing.assert_close(half, sampled(comfy, prompt), rtol=1e-2, atol=1e-2)
 
@@ -113,9 +102,9 @@ def test_networks_of_every_kind(comfy: ComfyServer, object_info: dict[str, Any],
     prompt[SAMPLER]["inputs"] |= {name: [LOADER, slot] for slot, name in enumerate(SLOTS)}
     prompt = {name: prompt[name] for name in (LOADER, SAMPLER)}
     every, neutral = guidance([], **{name: 1.5 for name in NEUTRAL}), guidance([], levels=5, preserve_norm=True)
-    found = {name: sampled(comfy, with_guidance(prompt, one)) for name, one in (("all", every), ("none", neutral))}
+    found = {name: sampled(comfy, patched(prompt, one)) for name, one in (("all", every), ("none", neutral))}
     assert torch.equal(found["none"], sampled(comfy, prompt))
-    detail = sampled(comfy, with_guidance(prompt, guidance([], level_1=3.0)))
+    detail = sampled(comfy, patched(prompt, guidance([], level_1=3.0)))
     assert detail.isfinite().all() and (detail - found["none"]).abs().mean() > 1e-4
     prompt[SAMPLER]["inputs"]["cfg"] = 3.0
     torch.testing.assert_close(found["all"], sampled(comfy, prompt), rtol=1e-3, atol=1e-3)
@@ -230,5 +219,5 @@ def test_a_sampler_without_a_negative_conditioning_is_told_what_to_use(comfy: Co
 
 @pytest.mark.parametrize("changes", [{"low": float("nan")}, {"start_percent": 0.7, "end_percent": 0.1}, {"levels": 9}])
 def test_settings_that_cannot_be_are_named(comfy: ComfyServer, changes: dict[str, float]) -> None:
-    message = comfy.run(with_guidance(plain(), guidance([], **changes))).message
+    message = comfy.run(patched(plain(), guidance([], **changes))).message
     assert any(name in message for name in changes)

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import uuid
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_sampling
-import folder_paths
 import torch
-from safetensors.torch import save_file
 
 from . import hostile, tooltips  # noqa: F401 - the route of tooltips is there from now on
+from .files import saved
 from .memory import ProbeLowMemory
 from .networks import ProbeAttention, ProbeModel
 
@@ -36,7 +33,7 @@ class ProbeConditioning:
         states, options = conditioning[0]
         pooled = options.get("pooled_output")
         tensors = {"states": states.clone()} | ({} if pooled is None else {"pooled": pooled.clone()})
-        return {"ui": {"files": [_saved(tensors)]}}
+        return {"ui": {"files": [saved(**tensors)]}}
 
 
 class ProbeText:
@@ -88,14 +85,7 @@ class ProbeGuidance:
             args["denoised"] = change(args)
         told = torch.tensor(bool(model.model_options.get("disable_cfg1_optimization", False)))
         tensors = {"plain": plain, "uncond": uncond, "changed": args["denoised"].clone(), "needs_negative": told}
-        return {"ui": {"files": [_saved(tensors)]}}
-
-
-def _saved(tensors: dict[str, Any]) -> str:
-    """The name of a new file of the output folder."""
-    path = Path(folder_paths.get_output_directory(), f"{uuid.uuid4().hex}.safetensors")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    return path.name
+        return {"ui": {"files": [saved(**tensors)]}}
 
 
 SAMPLINGS = {

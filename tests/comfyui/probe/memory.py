@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 import torch
-from safetensors.torch import save_file
+
+from .files import saved
 
 
 class ProbeLowMemory:
@@ -30,9 +28,11 @@ class ProbeLowMemory:
         memory = max(1, int(part * model.model_size()))
         whole, cast_whole = predicted(model.clone(), conditioning[0][0], 0)
         cut, cast_cut = predicted(model.clone(), conditioning[0][0], memory)
-        path = Path(folder_paths.get_output_directory(), f"{uuid.uuid4().hex}.safetensors")
-        save_file({"whole": whole, "part": cut}, path)
-        told = {"files": [path.name], "cast": [cast_whole, cast_cut], "foreign": foreign(model.model.diffusion_model)}
+        told = {
+            "files": [saved(whole=whole, part=cut)],
+            "cast": [cast_whole, cast_cut],
+            "foreign": foreign(model.model.diffusion_model),
+        }
         return {"ui": told}
 
 
