@@ -78,9 +78,14 @@ def inside(name: Any) -> str:
     return "" if leads_out else clean
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(*paths: Path) -> str:
     """Changes with a file, or with any file of a folder: made of names, sizes and times, so that it costs nothing."""
-    parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    parts = [
+        part
+        for path in paths
+        for part in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if part.is_file() or part == path
+    ]
     seen = [(part.as_posix(), (stat := part.stat()).st_size, stat.st_mtime_ns) for part in parts]
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ D = U + cfg · (C − U). Band b of the difference D − U is multiplied by w_b:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -161,22 +162,32 @@ class GuidanceChange:
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """Latents [B, C, H, W], [B, C, T, H, W] (each frame on its own) or [B, C, L] (one row), of the same shape.
 
+        Latents of two kinds, video and sound, come as one row [B, 1, N]; each kind is changed on its own.
+
         Raises:
-            SpectralError: the sampler has no negative conditioning, which guidance needs.
+            SpectralError: the sampler has no negative conditioning, which guidance needs, or an axis is too long.
         """
         denoised: Tensor = args["denoised"]
         strength = self.when.strength(during.percent_of(args["model"].model_sampling, args["sigma"]))
         if not strength:
             return denoised
-        changed = denoised
+        changed, kinds = denoised, _packed(args, denoised)
         if not self.guidance.neutral:
-            changed = changed + strength * self._change(denoised - _negative(args), self.guidance)
+            changed = changed + strength * self._change(denoised - _negative(args), self.guidance, kinds)
         if not self.prediction.neutral:
-            changed = changed + strength * self._change(changed, self.prediction)
+            changed = changed + strength * self._change(changed, self.prediction, kinds)
         return _with_norm_of(denoised, changed) if self.preserve_norm else changed
 
-    def _change(self, x: Tensor, weights: BandWeights) -> Tensor:
-        """Σ_b (w_b − 1) B_b(x); a latent with one axis of positions is taken for a single row."""
+    def _change(self, x: Tensor, weights: BandWeights, kinds: list[list[int]]) -> Tensor:
+        """Σ_b (w_b − 1) B_b(x); a latent with one axis of positions is taken for a single row.
+
+        Args:
+            kinds: without the batch, the shapes of the latents that x holds one after the other, or none.
+        """
+        if kinds:
+            parts = x.split([math.prod(shape) for shape in kinds], dim=-1)
+            shaped = (part.reshape(len(x), *shape) for part, shape in zip(parts, kinds, strict=True))
+            return torch.cat([self._change(part, weights, []).reshape(len(x), 1, -1) for part in shaped], dim=-1)
         planes = x if x.ndim > 3 else x.unsqueeze(-2)
         return bands.change(planes, weights, self.wavelet).reshape(x.shape)
 
@@ -201,6 +212,15 @@ def _negative(args: dict[str, Any]) -> Tensor:
             "levels at 1 and connect prediction_bands, which need none."
         )
     return negative
+
+
+def _packed(args: dict[str, Any], denoised: Tensor) -> list[list[int]]:
+    """The shapes, without the batch, of several latents that core has packed into one row; [] for an ordinary one."""
+    conds = args.get("cond") or args.get("uncond")
+    shapes = conds[0].get("model_conds", {}).get("latent_shapes") if isinstance(conds, list) and conds else None
+    found = [list(shape[1:]) for shape in getattr(shapes, "cond", None) or ()]
+    fits = denoised.ndim == 3 and denoised.shape[1] == 1 and sum(map(math.prod, found)) == denoised.shape[2]
+    return found if len(found) > 1 and fits else []
 
 
 def _product(first: BandWeights | None, second: BandWeights | None, levels: int) -> BandWeights:

@@ -145,6 +145,26 @@ def context(value: Any, width: int, advice: str) -> Tensor:
     return finite(value, "The connected conditionings")
 
 
+def area(value: Sequence[Any], latent: Sequence[int]) -> None:
+    """Look at the area of a conditioning.
+
+    Args:
+        value: height, width, y and x in cells of the latent.
+        latent: its shape, [B, C, H, W].
+
+    Raises:
+        SpectralError: nothing of it is inside of the picture.
+    """
+    if len(value) != 4 or len(latent) != 4:
+        return
+    height, width, y, x = value
+    if not (height > 0 and width > 0 and y < latent[2] and x < latent[3]):
+        raise SpectralError(
+            f"A conditioning is for an area of {width} x {height} latent cells at x {x}, y {y}, and the picture has "
+            f"{latent[3]} x {latent[2]}; move the area into the picture at Conditioning (Set Area)."
+        )
+
+
 def finite(value: Tensor, what: str) -> Tensor:
     """A tensor as it is.
 
@@ -168,6 +188,8 @@ def _input(value: Any, type_: Any, options: dict[str, Any], where: str) -> Any:
     if type_ in ("INT", "FLOAT"):
         return _number(value, type_, options, where)
     if type_ == "BOOLEAN":
+        if not isinstance(value, (bool, int, float, str)):
+            raise SpectralError(f"{where} is {_shown(value)}; expected yes or no.")
         return bool(value)
     if type_ == "IMAGE":
         return images(value, where)

@@ -88,8 +88,10 @@ class LoadCheckpoint:
         return True
 
     @classmethod
-    def IS_CHANGED(cls, checkpoint: str, **_options: Any) -> str:
-        return f"{files.fingerprint(files.find(checkpoint))} {bert.fingerprint()}"
+    def IS_CHANGED(cls, checkpoint: str | None = None, **_options: Any) -> str:
+        # A name that comes over a link is not known yet: it may be that of any file.
+        chosen = files.names() if checkpoint is None else [checkpoint]
+        return f"{files.fingerprint(*map(files.find, chosen))} {bert.fingerprint()}"
 
     def load(
         self, checkpoint: str, ema: bool = True, heads: int = 0, prediction: str = "auto", scale_factor: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..spectral import memory
 from ..spectral.errors import SpectralError
 from ..spectral.formats.tensor_files import open_tensors
-from . import files, notices
+from . import files, lora_shapes, notices
 from .missing import Missing
 
 #: How PEFT names the two factors, and how every version of ComfyUI does.
@@ -78,8 +79,10 @@ class LoadLora:
         return True
 
     @classmethod
-    def IS_CHANGED(cls, lora_name: str, **_inputs: Any) -> str:
-        return files.fingerprint(_find(lora_name))
+    def IS_CHANGED(cls, lora_name: str | None = None, **_inputs: Any) -> str:
+        # A name that comes over a link is not known yet: it may be that of any file.
+        chosen = folder_paths.get_filename_list("loras") if lora_name is None else [lora_name]
+        return files.fingerprint(*map(_find, chosen))
 
     def load(
         self, model: Any, lora_name: str, strength_model: float, strength_clip: float, clip: Any = None
@@ -145,7 +148,7 @@ class Match:
 
     def _left(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "Not in this model", self.unknown
-        yield "Of another size than in this model", self.misfits
+        yield "Of another size than in this model, or than what belongs to them", self.misfits
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,10 @@ def compare(tensors: Mapping[str, Tensor], targets: Mapping[str, Target]) -> Mat
         targets: by every name that LoRAs use; see `targets_of`.
     """
     homes = {key: home for key in tensors if (home := _home(key, targets))}
-    wrong = {home for key, home in homes.items() if not _fits(key, tensors[key], targets[home].shape)}
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, home in homes.items():
+        parts[home][key.rpartition(home)[2]] = tensors[key]
+    wrong = {home for home, found in parts.items() if not lora_shapes.fit(found, targets[home].shape)}
     renamed = {key: targets[home].name + key[len(home) :] for key, home in homes.items() if home not in wrong}
     changed = {targets[home].weight for home in homes.values() if home not in wrong}
     unet = sum(weight.startswith(UNET) for weight in changed)
@@ -216,13 +222,6 @@ def _home(key: str, targets: Mapping[str, Target]) -> str:
             if name in targets:
                 return name
     return ""
-
-
-def _fits(key: str, tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether one factor of a LoRA has the rows, or the columns, of the weight that it is to change."""
-    if key.endswith("up.weight"):
-        return tensor.shape[:1] == shape[:1]
-    return not key.endswith("down.weight") or tensor.shape[1:2] == shape[1:2]
 
 
 def _some(keys: tuple[str, ...]) -> str:

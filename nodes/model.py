@@ -60,6 +60,9 @@ class NativeUNet(UNet):
 
     def __init__(self, config: UNetConfig, *, dtype: Any, device: Any, operations: Any, **_ldm_names: Any) -> None:
         super().__init__(config, dtype=dtype, device=device, operations=operations, attention=optimized_attention)
+        # Where core's own U-Net says its shape, and nodes such as RenormCFG look for it.
+        self.in_channels, self.out_channels = config.in_channels, config.out_channels
+        self.model_channels = config.model_channels
         # Stable Diffusion 2.x overflows in half precision; core computes its attention in float32 as well.
         self.attn_precision = torch.float32 if config.use_linear_in_transformer else None
 
@@ -124,7 +127,7 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
 
         Raises:
             SpectralError: the conditioning comes from another model's CLIP, ControlNet or GLIGEN, or conditioning or
-                latents hold numbers that are not finite.
+                latents hold numbers that are not finite, or an area lies outside of the picture.
         """
         width = self.spectral.config.conditioning.width
         if self.spectral.config.conditioning.kind == "none":
@@ -134,6 +137,8 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
             inputs.context(kwargs.get("cross_attn"), width, _source(self.spectral.config))
         if kwargs.get("latent_image") is not None:
             inputs.finite(kwargs["latent_image"], "The connected latents")
+        if kwargs.get("area") is not None and kwargs.get("noise") is not None:
+            inputs.area(kwargs["area"], kwargs["noise"].shape)
         control.check(kwargs.get("control"), self.diffusion_model.config.in_channels, width)
         control.check_gligen(kwargs.get("gligen"), self.diffusion_model)
         conds: dict[str, Any] = super().extra_conds(**kwargs)

@@ -9,12 +9,20 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import comfy.utils
+from torch import Tensor
+
 from . import notices
 
 UNET, TEXT = "U-Net", "text encoder"
 NOTHING = (
     "None of the LoRA's keys fits this model, so it changes nothing. It is made for a model of another architecture; "
     "the log names its keys. Load LoRA (Spectral Diffusion) says in its report how many match."
+)
+
+UNLIKE = (
+    "The other model's {} is {}, and this one's {} {}. Merging changes only what both have in the same shape, so the "
+    "result is not a mixture of the two; merge models of one architecture."
 )
 
 
@@ -40,6 +48,7 @@ class CountsLora:
     """Mixed into a patcher class by `counting`."""
 
     part: str
+    _told = False
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class; where that always makes a plain patcher (2024), the clone is made to count as well."""
@@ -51,7 +60,27 @@ class CountsLora:
         taken = super().add_patches(patches, *args, **kwargs)  # type: ignore[misc]
         if _is_lora(patches):
             self._tell(patches, len(taken))
+        elif not self._told:
+            self._compare(patches)
         return taken
+
+    def _compare(self, weights: dict[str, Any]) -> None:
+        """A message in the page about the first weight of another model that has no place here."""
+        for key, given in weights.items():
+            name, other = _name(key), _first_tensor(given)
+            ours = comfy.utils.get_attr(self.model, name) if self._has(name) else None  # type: ignore[attr-defined]
+            if other is not None and (ours is None or ours.shape != other.shape) and not isinstance(key, tuple):
+                here = "has none of this name" if ours is None else f"has {list(ours.shape)}"
+                notices.warn("Models that do not go together", UNLIKE.format(name, list(other.shape), here, self.part))
+                self._told = True
+                return
+
+    def _has(self, name: str) -> bool:
+        try:
+            comfy.utils.get_attr(self.model, name)  # type: ignore[attr-defined]
+        except AttributeError:
+            return False
+        return True
 
     def _tell(self, patches: dict[str, Any], taken: int) -> None:
         """One line in the log; a message in the page when the U-Net, or nothing, was meant and nothing was hit."""
@@ -69,6 +98,13 @@ def _is_lora(patches: dict[str, Any]) -> bool:
     return not patches or any(
         not isinstance(patch, list) and not (isinstance(patch, tuple) and len(patch) == 1) for patch in patches.values()
     )
+
+
+def _first_tensor(given: Any) -> Tensor | None:
+    """The weight that a merge hands over: (tensor,), or [(tensor, conversion), patch, …] in newer versions."""
+    while isinstance(given, (list, tuple)) and given:
+        given = given[0]
+    return given if isinstance(given, Tensor) else None
 
 
 def _name(key: Any) -> str:

@@ -54,13 +54,19 @@ class GateRecord:
 
     def __init__(self) -> None:
         self._runs: dict[str | None, _Run] = {}
+        self._guided: Tensor | None = None
 
     def __deepcopy__(self, memo: Any) -> GateRecord:
         """Itself: clones of the MODEL, which the ComfyUI of 2024 copies deeply, go on recording here."""
         return self
 
     def __call__(self, gates: Tensor, direction: Direction, level: int, moment: Moment) -> Tensor:
-        """A `patches.GatePatch` that changes nothing. Of a batch, the rows of the positive conditioning count."""
+        """A `patches.GatePatch` that changes nothing. Of a batch, the rows of the first conditioning count.
+
+        That is the positive one in every core guider but DualCFGGuider, where it is the negative one.
+        """
+        if self._guided is not None and moment.options.get("sigmas") is self._guided:
+            return gates  # another call for the same prediction, such as that of Self-Attention Guidance
         asked = _asked(gates, moment.options.get("cond_or_uncond"))
         if asked is not None:
             mean = asked.detach().float().mean(dim=(0, 2))
@@ -68,10 +74,15 @@ class GateRecord:
             self._run().calls.append(call)
         return gates
 
+    def guided(self, args: dict[str, Any]) -> Tensor:
+        """Core's `sampler_post_cfg_function`, the first of all: the prediction is made; what follows changes it."""
+        self._guided = args["sigma"]
+        return args["denoised"]  # type: ignore[no-any-return]
+
     def runs(self, samplers: Iterable[str]) -> list[list[Point]]:
         """The points of each sampling by these nodes, oldest first.
 
-        For a prompt that no page waits for, ComfyUI does not tell the node: then those of the last prompt.
+        For a prompt that no page waits for, ComfyUI of 2024 does not tell the node: then those of the last prompt.
         """
         unnamed = bool(self._runs) and list(self._runs)[-1] is None
         wanted = {None} if unnamed else set(samplers)
@@ -119,7 +130,10 @@ class GateTrace:
         """
         check_gated(model, "Gate Trace")
         record = GateRecord()
-        return with_gate_patch(model, record), record
+        made = with_gate_patch(model, record)
+        others = made.model_options.get("sampler_post_cfg_function", [])
+        made.model_options["sampler_post_cfg_function"] = [record.guided, *others]
+        return made, record
 
 
 class GateTracePlot:
@@ -265,6 +279,14 @@ def _point(call: _Call) -> Point:
 
 def _executing() -> tuple[str | None, str | None]:
     """The prompt and the node that ComfyUI is working on."""
+    try:
+        from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
+    except ImportError:  # before the middle of 2025
+        context = None
+    else:
+        context = get_executing_context()
+    if context is not None:
+        return context.prompt_id, context.node_id
     from server import PromptServer  # type: ignore[import-not-found]  # ComfyUI's; it is there once nodes run
 
     server = getattr(PromptServer, "instance", None)

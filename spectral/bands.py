@@ -21,6 +21,8 @@ from . import wavelet as wavelets
 from .errors import SpectralError
 
 MAX_LEVELS = 5
+#: The longest axis that is computed: its matrices take 2 GB while they are made, and then 0.5 GB.
+MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,13 @@ def change(x: Tensor, weights: BandWeights, wavelet: wavelets.Wavelet = "haar", 
         `pywt.wavedec2` less x.
 
     Raises:
-        SpectralError: an unknown wavelet or mode, or x without rows or columns.
+        SpectralError: an unknown wavelet or mode, or x without rows or columns, or with more than MAX_SIDE of them.
     """
+    if x.ndim >= 2 and max(x.shape[-2:]) > MAX_SIDE:
+        raise SpectralError(
+            f"Wavelet bands are made of at most {MAX_SIDE} positions along an axis, and these latents have "
+            f"{max(x.shape[-2:])}; make a smaller or shorter one, or take Wavelet Guidance out."
+        )
     if x.ndim < 2 or 0 in x.shape[-2:]:
         raise SpectralError(f"Expected [..., height, width] with at least one row and column, not {tuple(x.shape)}.")
     work = torch.float64 if x.dtype == torch.float64 else torch.float32

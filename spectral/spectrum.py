@@ -206,6 +206,12 @@ def fit_power_law(spectrum: RadialSpectrum, low: float | None = None, high: floa
         SpectralError: fewer than two rings with power in the range.
     """
     low = 4 / spectrum.side if low is None else low
+    if low >= high:
+        raise SpectralError(
+            f"No slope between {low:.4g} and {high:.4g} cycles per pixel: the range is empty. It begins at 4 cycles "
+            f"per image by default, and these are {spectrum.side} pixels on the shorter side; use larger images, or "
+            "set the range."
+        )
     chosen = (spectrum.frequency >= low) & (spectrum.frequency <= high) & (spectrum.power > 0)
     chosen &= spectrum.power.isfinite()
     if int(chosen.sum()) < 2:
@@ -262,6 +268,11 @@ def band_errors(reference: RadialSpectrum, other: RadialSpectrum, cutoff: float 
         if other_cycles[-1] < cycles[-1]:
             cycles, other_cycles, expected, found = other_cycles, cycles, found, expected
         inside = cycles >= other_cycles[0]
+        if not inside.any():
+            raise SpectralError(
+                f"The two sets have no frequency in common: one ends at {cycles[-1].item():.3g} cycles per image, the "
+                f"other begins at {other_cycles[0].item():.3g}; use larger images."
+            )
         cycles, expected = cycles[inside], expected[inside]
         found = _interpolate_log(cycles, other_cycles, found)
     floor = RELATIVE_FLOOR * max(expected.max().item(), found.max().item(), torch.finfo(torch.float64).tiny)

@@ -254,6 +254,11 @@ def _images() -> Iterator[Attack]:
         for home, name in ((_POWER, "images"), (_RADIAL, "images"), (_COMPARE, "images"), (_COMPARE, "reference")):
             title = home.prompt[home.place]["class_type"].removeprefix("SpectralDiffusion")
             yield Attack(f"{title}.{name}: {key}", _probed(home, name, "ProbeImage", **probe), "images|pixel")
+    for shape in ("1,2,2,3", "1,1,64,3"):
+        for kind, home in (("Compare", _COMPARE), ("Radial", _RADIAL)):
+            prompt = _probed(home, "images", "ProbeImage", shape=shape, fill="noise")
+            yield Attack(f"{kind} Spectra: images of {shape}", prompt, "larger images")
+    for key, probe in made.items():
         if key not in ("one pixel", "1e30", "no batch"):  # the last is too much for core's node itself
             yield Attack(f"VAE Encode: {key}", _encoded(**probe), "images|pixel")
     tiles = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
@@ -290,6 +295,11 @@ def in_the_sampler() -> Iterator[Attack]:
     for key, fill in NOT_FINITE.items():
         yield Attack(f"KSampler: {key}", _sampled(fill=fill, shape="1,4,16,16"), "latent")
     home = Home(prompts.generate("text", steps=1), SAMPLER)
+    sides = {"width": 64, "height": 64, "strength": 1.0}
+    for key, place in {"far": {"x": 512, "y": 0}, "just": {"x": 0, "y": 128}}.items():
+        prompt = changed(home.prompt, SAMPLER, positive=["area", 0])
+        prompt["area"] = node("ConditioningSetArea", conditioning=["positive", 0], **sides, **place)
+        yield Attack(f"KSampler: an area {key} outside", prompt, "area")
     given = {
         "NaN": ("1,77,32", "nan"),
         "another width": ("1,77,768", "noise"),

@@ -191,7 +191,7 @@ def wavelet_gate(comfy: ComfyServer) -> Image.Image:
             f"{factor:g}": prompt(text, gate([], **{f"{direction}_{band}": factor for band in DETAIL}))
             for factor in factors
         }
-        return row(comfy, ", ".join(f"{direction}_{band}" for band in DETAIL) + " =", asked)
+        return row(comfy, f'"{text}", ' + ", ".join(f"{direction}_{band}" for band in DETAIL) + " =", asked)
 
     return sheet(turned("pineapple", "up"), turned("crying cat", "up"), turned("pineapple", "down"))
 
@@ -201,7 +201,7 @@ def wavelet_guidance(comfy: ComfyServer) -> Image.Image:
     rows = [
         row(
             comfy,
-            f"{name} (cfg 3) =",
+            f'"{text}", cfg 3, {name} =',
             {f"{by}": prompt(text, guidance([], levels=1, **{name: float(by)})) for by in (0, 1, 2, 4)},
         )
         for name, text in (("level_1", "pineapple"), ("level_1", "clown face"), ("low", "clown face"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import models, prompts
+from .attacks import linked
 from .prompts import LATENT, LOADER, SAMPLER, node
 from .server import ComfyServer
 
@@ -64,6 +65,16 @@ def test_a_changed_file_is_loaded_again(comfy: ComfyServer, folder: Path) -> Non
     comfy.run(prompt)
     assert LOADER in comfy.run(prompt).cached
     models.write(folder / "changing.safetensors", "none", models.VQ_F4)
+    assert LOADER not in comfy.run(prompt).cached
+
+
+def test_a_file_whose_name_comes_over_a_link_stays_loaded_until_it_changes(comfy: ComfyServer, folder: Path) -> None:
+    """The server of 2024 tells the name from the second prompt on, and so loads twice."""
+    models.write(folder / "linked.safetensors", "none")
+    prompt = linked(prompts.generate("none"), LOADER, "checkpoint", "linked.safetensors")
+    assert not comfy.run(prompt).error and not comfy.run(prompt).error
+    assert LOADER in comfy.run(prompt).cached
+    models.write(folder / "linked.safetensors", "none", models.VQ_F4)
     assert LOADER not in comfy.run(prompt).cached
 
 

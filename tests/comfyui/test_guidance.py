@@ -167,6 +167,23 @@ def test_equals_pywt_for_images_videos_and_sounds(comfy: ComfyServer, shape: str
     np.testing.assert_allclose(found["changed"], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_video_and_sound_in_one_latent_are_changed_each_on_its_own(comfy: ComfyServer) -> None:
+    """The shapes of LTX-2's latents, whose probes draw the same numbers alone and together."""
+    shapes = ["2,8,3,6,9", "2,4,10,16"]
+    one = guidance([], **SLIDERS)
+    together = probe(comfy, ";".join(shapes), one)["changed"]
+    alone = [probe(comfy, shape, one)["changed"].reshape(2, 1, -1) for shape in shapes]
+    torch.testing.assert_close(together, torch.cat(alone, dim=-1))
+
+
+def test_a_latent_of_too_many_positions_is_a_sentence(comfy: ComfyServer) -> None:
+    prompt: Prompt = {LOADER: node("SpectralDiffusionLoadCheckpoint", checkpoint="text.safetensors")}
+    prompt["patched"] = guidance([LOADER, 0], level_1=2.0)
+    given = {"shape": "1,1,200000", "percent": 0.5, "sampling": "discrete", "negative": True}
+    prompt["probe"] = node("ProbeGuidance", model=["patched", 0], **given)
+    assert "at most 4096 positions along an axis, and these latents have 200000" in comfy.run(prompt).message
+
+
 def change(x: Tensor, factors: dict[str, float], levels: int, wavelet: str) -> NDArray[np.float64]:
     """`oracle`; a sound is one row."""
     return oracle(x if x.ndim > 3 else x.unsqueeze(-2), factors, levels, wavelet).reshape(tuple(x.shape))

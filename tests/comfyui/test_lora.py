@@ -225,7 +225,31 @@ def test_weights_of_another_size_are_named(comfy: ComfyServer, student: Path) ->
     run = run_ok(comfy, prompt(student.name, name, ours=True))
     assert run.notices
     report = run.outputs["report"]["text"][0]
-    assert "Of another size than in this model: lora_unet_" in report
+    assert "Of another size than in this model, or than what belongs to them: lora_unet_" in report
+
+
+def test_parts_that_do_not_go_together_change_nothing_and_are_named(comfy: ComfyServer, student: Path) -> None:
+    """Each in another way wrong, all of one attention of the same width."""
+    there, named = next(iter(PLACES.items()))
+    width = len(load_file(student)[f"{UNET}{there}.weight"])
+    place = f"lora_unet_{named.replace('.', '_')}"
+    good = {f"{place}.lora_up.weight": torch.ones(width, 4), f"{place}.lora_down.weight": torch.ones(4, width)}
+    wrong: dict[str, dict[str, Tensor]] = {
+        "ranks": good | {f"{place}.lora_down.weight": torch.ones(8, width)},
+        "no rank": {name: tensor[:0] if "down" in name else tensor[:, :0] for name, tensor in good.items()},
+        "two scales": good | {f"{place}.alpha": torch.ones(2)},
+        "a middle": good | {f"{place}.lora_mid.weight": torch.ones(3, 3)},
+        "norms": good | {f"{place}.dora_scale": torch.ones(7, 7)},
+        "a difference": {f"{place}.diff": torch.ones(3, 3)},
+        "Kronecker": {f"{place}.lokr_w1": torch.ones(3, 3), f"{place}.lokr_w2": torch.ones(5, 5)},
+    }
+    for key, tensors in wrong.items():
+        run = run_ok(comfy, prompt(student.name, save_lora(comfy, f"{key}.safetensors", tensors), ours=True))
+        (notice,) = run.notices
+        assert f"0 of {len(tensors)} keys matched" in notice["detail"], key
+        assert "than what belongs to them" in notice["detail"], key
+    report = run_ok(comfy, prompt(student.name, save_lora(comfy, "good.safetensors", good), ours=True))
+    assert "2 of 2 keys matched, changing 1 weights" in report.outputs["report"]["text"][0]
 
 
 def test_a_lora_of_the_text_encoder_alone_is_no_warning(

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .prompts import LOADER, node
-from .results import latents, models_folder, sample
+from .prompts import LOADER, SAMPLER, node
+from .results import latents, models_folder, sample, succeed
 from .server import ComfyServer, Prompt
 
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
@@ -115,9 +115,12 @@ def test_a_merge_of_merges(comfy: ComfyServer, kind: str) -> None:
 
 
 def test_students_of_other_shapes_run_with_what_fits(comfy: ComfyServer) -> None:
-    """Core leaves out, with a line in the log, what has another shape; the prompt goes through."""
+    """Core leaves out, with a line in the log, what has another shape; the prompt goes through, the page is told."""
     made = sample("text", "merge")
     made["second"] = node("SpectralDiffusionLoadCheckpoint", checkpoint="vq.safetensors")
     made["merge"] = node("ModelMergeSimple", model1=[LOADER, 0], model2=["second", 0], ratio=0.9)
+    saved = {**made, "saved": node("SaveLatent", samples=[SAMPLER, 0], filename_prefix="test")}
+    (notice,) = succeed(comfy, saved).notices
+    assert "merge models of one architecture" in notice["detail"] and "diffusion_model." in notice["detail"]
     (found,) = latents(comfy, made)
     assert torch.isfinite(found).all() and found.shape[1] == 4

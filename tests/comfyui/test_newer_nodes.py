@@ -54,6 +54,15 @@ def test_a_lora_by_hooks_is_the_lora(comfy: ComfyServer, needs: Any, lora: str) 
     assert (by_hooks - plain).abs().max() > 1e-2
 
 
+def test_guidance_of_a_kept_norm_knows_our_network(comfy: ComfyServer, needs: Any) -> None:
+    needs("RenormCFG")
+    made = sample("text", "renorm")
+    made["renorm"] = node("RenormCFG", model=[LOADER, 0], cfg_trunc=100.0, renorm_cfg=0.5)
+    made["plain"] = node("KSampler", **{**made[SAMPLER]["inputs"], "model": [LOADER, 0]})
+    renormed, plain = latents(comfy, made, (SAMPLER, "plain"))
+    assert torch.isfinite(renormed).all() and (renormed - plain).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_extracted_lora_is_the_difference_of_two_students(comfy: ComfyServer, needs: Any, kind: str) -> None:
     needs("LoraSave")

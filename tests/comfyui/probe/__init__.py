@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.conds
 import comfy.model_sampling
 import torch
 
@@ -53,7 +54,10 @@ class ProbeText:
 
 
 class ProbeGuidance:
-    """Calls what a MODEL does to denoised predictions, as a sampler would, with random latents of any shape."""
+    """Calls what a MODEL does to denoised predictions, as a sampler would, with random latents of any shape.
+
+    Several shapes, with ";" between them, are packed into one row as core packs video and sound.
+    """
 
     CATEGORY = "probe"
     RETURN_TYPES = ()
@@ -67,8 +71,10 @@ class ProbeGuidance:
         return {"required": {**required, "negative": ("BOOLEAN", {"default": True})}}
 
     def save(self, model: Any, shape: str, percent: float, sampling: str, negative: bool) -> dict[str, Any]:
-        size = [int(side) for side in shape.split(",")]
-        cond, uncond = torch.randn(2, *size, generator=torch.manual_seed(7))
+        sizes = [[int(side) for side in one.split(",")] for one in shape.split(";")]
+        latents = [torch.randn(2, *size, generator=torch.manual_seed(7)) for size in sizes]
+        packed = torch.cat([latent.reshape(2, len(latent[0]), 1, -1) for latent in latents], dim=-1)
+        cond, uncond = latents[0] if len(latents) == 1 else packed
         made = SAMPLINGS[sampling]()
         if sampling == "flow":
             made.set_parameters(shift=3.0)
@@ -76,8 +82,9 @@ class ProbeGuidance:
             "denoised": uncond + 2 * (cond - uncond),
             "cond_denoised": cond,
             "uncond_denoised": uncond if negative else torch.zeros_like(uncond),
+            "cond": [{"model_conds": {"latent_shapes": comfy.conds.CONDConstant(sizes)}}],
             "uncond": [{}] if negative else None,
-            "sigma": torch.full((size[0],), float(made.percent_to_sigma(percent))),
+            "sigma": torch.full((len(cond),), float(made.percent_to_sigma(percent))),
             "model": SimpleNamespace(model_sampling=made),
         }
         plain = args["denoised"].clone()

@@ -77,7 +77,8 @@ class ProbeModel:
 
     def make(self, network: str) -> tuple[Any, Any, Any, Any]:
         kind, config, pooled, shape = NETWORKS[network]
-        described = getattr(comfy.supported_models, kind)(config)
+        further = {"txt_ids_dims": []} if network == "flux" and _flux_has_text_positions() else {}
+        described = getattr(comfy.supported_models, kind)({**config, **further})
         described.set_inference_dtype(torch.float32, None)
         model = described.get_model({}, "")
         random = torch.manual_seed(1)
@@ -90,6 +91,13 @@ class ProbeModel:
             for _ in range(2)
         ]
         return patcher, *conditioning, {"samples": torch.zeros(shape)}
+
+
+def _flux_has_text_positions() -> bool:
+    """Whether this version's Flux must be told which of its positions texts have."""
+    from comfy.ldm.flux.model import FluxParams
+
+    return "txt_ids_dims" in FluxParams.__dataclass_fields__
 
 
 class ProbeAttention:
