@@ -14,7 +14,7 @@ SENDERS = 8
 
 
 def run_all(
-    comfy: ComfyServer, prompts: Sequence[Prompt], *, timeout: float = 300.0, watch: Callable[[int], None] | None = None
+    comfy: ComfyServer, prompts: Sequence[Prompt], *, timeout: float = 900.0, watch: Callable[[int], None] | None = None
 ) -> list[Run]:
     """Queue all prompts before the first is waited for; the server takes them in the order given.
 
