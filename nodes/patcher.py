@@ -68,19 +68,19 @@ class CountsLora:
         """A message in the page about the first weight of another model that has no place here."""
         for key, given in weights.items():
             name, other = _name(key), _first_tensor(given)
-            ours = comfy.utils.get_attr(self.model, name) if self._has(name) else None  # type: ignore[attr-defined]
+            ours = self._weight(name)
             if other is not None and (ours is None or ours.shape != other.shape) and not isinstance(key, tuple):
                 here = "has none of this name" if ours is None else f"has {list(ours.shape)}"
                 notices.warn("Models that do not go together", UNLIKE.format(name, list(other.shape), here, self.part))
                 self._told = True
                 return
 
-    def _has(self, name: str) -> bool:
+    def _weight(self, name: str) -> Tensor | None:
+        """The model's own weight by this name; None where there is none."""
         try:
-            comfy.utils.get_attr(self.model, name)  # type: ignore[attr-defined]
+            return comfy.utils.get_attr(self.model, name)  # type: ignore[attr-defined, no-any-return]
         except AttributeError:
-            return False
-        return True
+            return None
 
     def _tell(self, patches: dict[str, Any], taken: int) -> None:
         """One line in the log; a message in the page when the U-Net, or nothing, was meant and nothing was hit."""
