@@ -9,25 +9,35 @@ be imported from here.
 
 from __future__ import annotations
 
-from .comparing import BandErrors, band_errors
+from .comparing import BandErrors, DFTDifference, band_errors, dft_difference, log_ratio, spectral_distance
+from .orientation import OrientedSpectrum, oriented_spectrum
 from .planes import Progress, Window, luma, radial_frequency
 from .power import mean_power_spectrum, power_spectrum
 from .power_law import PowerLaw, fit_power_law
 from .radial import RadialSpectrum, default_bins, radial_profiles, radial_spectrum
+from .wavelet_energy import BandEnergies, band_energies
 
 __all__ = [
+    "BandEnergies",
     "BandErrors",
+    "DFTDifference",
+    "OrientedSpectrum",
     "PowerLaw",
     "Progress",
     "RadialSpectrum",
     "Window",
+    "band_energies",
     "band_errors",
     "default_bins",
+    "dft_difference",
     "fit_power_law",
+    "log_ratio",
     "luma",
     "mean_power_spectrum",
+    "oriented_spectrum",
     "power_spectrum",
     "radial_frequency",
     "radial_profiles",
     "radial_spectrum",
+    "spectral_distance",
 ]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-#: DFT frequencies for each independent value of power, in rings about one cycle per image wide. Those of f and −f are
-#: one; under a Hann window neighbours along the ring go together, by the squared correlations 2/3 and 1/6 of amplitudes.
+#: DFT frequencies for each independent value of power, in rings about one cycle per image wide: under a Hann window
+#: neighbours along the ring go together, by the squares of the correlations 2/3 and 1/6 of their amplitudes.
 FREQUENCIES_PER_VALUE = {"none": 1.0, "hann": 1 + 2 * (2 / 3) ** 2 + 2 * (1 / 6) ** 2}
 _ROUNDS = 60
 

@@ -37,7 +37,7 @@ def orientation(height: int, width: int) -> Tensor:
     """[height, width] direction in degrees, in [0, 180), in which the wave of each DFT coefficient runs.
 
     0 runs along the rows (vertical stripes), 90 down the columns (horizontal stripes), 45 from the upper left to the
-    lower right. At the Nyquist frequency of an axis the direction's sign is lost, and the positive one stands for both.
+    lower right. A wave at the Nyquist frequency of an axis runs both ways; its two coefficients stand for one each.
     """
     rows = torch.fft.fftfreq(height, dtype=torch.float64)
     columns = torch.fft.fftfreq(width, dtype=torch.float64)

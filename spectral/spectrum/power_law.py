@@ -41,23 +41,36 @@ def fit_power_law(spectrum: RadialSpectrum, low: float | None = None, high: floa
             frequencies and the window blur the curve, and above 3/8, where sampling bends it.
 
     Raises:
-        SpectralError: fewer than two rings with power in the range.
+        SpectralError: the range is empty, or has fewer than two rings with power.
     """
     low = 4 / spectrum.side if low is None else low
+    return fit_line(spectrum.frequency, spectrum.power, spectrum.count, low, high)
+
+
+def fit_line(
+    frequency: Tensor, power: Tensor, count: Tensor, low: float, high: float, where: str = "in these images"
+) -> PowerLaw:
+    """The power law of rings [R] of any kind between two frequencies, each weighted by its count.
+
+    Args:
+        frequency, power: NaN for rings that there are not.
+        where: these rings lie, for the sentence of an error.
+
+    Raises:
+        SpectralError: the range is empty, or has fewer than two rings with power.
+    """
     if low >= high:
         raise SpectralError(
-            f"No slope between {low:.4g} and {high:.4g} cycles per pixel: the range is empty. It begins at 4 cycles "
-            f"per image by default, and these are {spectrum.side} pixels on the shorter side; use larger images, or "
-            "set the range."
+            f"No slope between {low:.4g} and {high:.4g} cycles per pixel {where}: the range is empty. It begins at 4 "
+            "cycles per image unless it is set; use larger images, or set the range."
         )
-    chosen = (spectrum.frequency >= low) & (spectrum.frequency <= high) & (spectrum.power > 0)
-    chosen &= spectrum.power.isfinite()
+    chosen = (frequency >= low) & (frequency <= high) & (power > 0) & power.isfinite()
     if int(chosen.sum()) < 2:
         raise SpectralError(
-            f"No slope between {low:.4g} and {high:.4g} cycles per pixel: expected two rings with power or more there; "
-            "widen the range, or use larger images that are not of one colour."
+            f"No slope between {low:.4g} and {high:.4g} cycles per pixel {where}: expected two rings with power or "
+            "more there; widen the range, or use larger images that are not of one colour."
         )
-    line = _line(spectrum.frequency[chosen].log(), spectrum.power[chosen].log(), spectrum.count[chosen])
+    line = _line(frequency[chosen].log(), power[chosen].log(), count[chosen])
     return PowerLaw(-line.slope, line.slope_error, line.intercept, low, high, line.intercept_error)
 
 

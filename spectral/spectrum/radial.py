@@ -93,7 +93,7 @@ def radial_profiles(
     images = planes.check_batch(images, window)
     mask = planes.check_mask(mask, images)
     height, width = images.shape[-2:]
-    bins = _check_bins(bins, height, width)
+    bins = check_bins(bins, height, width)
     accumulate = planes.accumulator(images.device)
     ring, weight = _half_plane_rings(height, width, bins, images.device, accumulate)
     sums = torch.zeros(images.shape[0], bins + 1, dtype=accumulate, device=images.device)
@@ -201,7 +201,7 @@ def _ring_frequencies(height: int, width: int, bins: int) -> Tensor:
     return sums / _ring_counts(height, width, bins)
 
 
-def _check_bins(bins: int | None, height: int, width: int) -> int:
+def check_bins(bins: int | None, height: int, width: int) -> int:
     bins = default_bins(height, width) if bins is None else bins
     if bins < 1:
         raise SpectralError(f"The number of rings is {bins}: expected at least 1, or None for one a cycle per image.")
