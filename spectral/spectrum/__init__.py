@@ -16,6 +16,17 @@ from .power import mean_power_spectrum, power_spectrum
 from .power_law import PowerLaw, fit_power_law
 from .radial import RadialSpectrum, default_bins, radial_profiles, radial_spectrum
 from .wavelet_energy import BandEnergies, band_energies
+from .wiener import (
+    WienerTable,
+    kept_share,
+    measured_power,
+    noise_filter,
+    power_law,
+    predicted_power,
+    reconstruction_filter,
+    schedule_levels,
+    wiener_table,
+)
 
 __all__ = [
     "BandEnergies",
@@ -25,19 +36,30 @@ __all__ = [
     "PowerLaw",
     "Progress",
     "RadialSpectrum",
+    "WienerTable",
     "Window",
     "band_energies",
     "band_errors",
     "default_bins",
     "dft_difference",
     "fit_power_law",
+    "kept_share",
     "log_ratio",
     "luma",
+    "luma",
     "mean_power_spectrum",
+    "mean_power_spectrum",
+    "measured_power",
+    "noise_filter",
     "oriented_spectrum",
+    "power_law",
     "power_spectrum",
+    "predicted_power",
     "radial_frequency",
     "radial_profiles",
     "radial_spectrum",
+    "reconstruction_filter",
+    "schedule_levels",
     "spectral_distance",
+    "wiener_table",
 ]
