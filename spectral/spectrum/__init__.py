@@ -10,6 +10,15 @@ be imported from here.
 from __future__ import annotations
 
 from .comparing import BandErrors, DFTDifference, band_errors, dft_difference, log_ratio, spectral_distance
+from .filters import (
+    Convolution,
+    FilterCorrelation,
+    convolutions,
+    correlation,
+    filter_correlations,
+    independent_correlation,
+    spectral_correlation,
+)
 from .orientation import OrientedSpectrum, oriented_spectrum
 from .planes import Progress, Window, luma, radial_frequency
 from .power import mean_power_spectrum, power_spectrum
@@ -31,7 +40,9 @@ from .wiener import (
 __all__ = [
     "BandEnergies",
     "BandErrors",
+    "Convolution",
     "DFTDifference",
+    "FilterCorrelation",
     "OrientedSpectrum",
     "PowerLaw",
     "Progress",
@@ -40,9 +51,13 @@ __all__ = [
     "Window",
     "band_energies",
     "band_errors",
+    "convolutions",
+    "correlation",
     "default_bins",
     "dft_difference",
+    "filter_correlations",
     "fit_power_law",
+    "independent_correlation",
     "kept_share",
     "log_ratio",
     "luma",
@@ -60,6 +75,7 @@ __all__ = [
     "radial_spectrum",
     "reconstruction_filter",
     "schedule_levels",
+    "spectral_correlation",
     "spectral_distance",
     "wiener_table",
 ]
