@@ -24,6 +24,7 @@ from .planes import Progress, Window, luma, radial_frequency
 from .power import mean_power_spectrum, power_spectrum
 from .power_law import PowerLaw, fit_power_law
 from .radial import RadialSpectrum, default_bins, radial_profiles, radial_spectrum
+from .response import Denoiser, Response, denoiser_response, probe_count
 from .wavelet_energy import BandEnergies, band_energies
 from .wiener import (
     WienerTable,
@@ -42,11 +43,13 @@ __all__ = [
     "BandErrors",
     "Convolution",
     "DFTDifference",
+    "Denoiser",
     "FilterCorrelation",
     "OrientedSpectrum",
     "PowerLaw",
     "Progress",
     "RadialSpectrum",
+    "Response",
     "WienerTable",
     "Window",
     "band_energies",
@@ -54,6 +57,7 @@ __all__ = [
     "convolutions",
     "correlation",
     "default_bins",
+    "denoiser_response",
     "dft_difference",
     "filter_correlations",
     "fit_power_law",
@@ -70,6 +74,7 @@ __all__ = [
     "power_law",
     "power_spectrum",
     "predicted_power",
+    "probe_count",
     "radial_frequency",
     "radial_profiles",
     "radial_spectrum",
