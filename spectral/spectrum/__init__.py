@@ -10,6 +10,7 @@ be imported from here.
 from __future__ import annotations
 
 from .comparing import BandErrors, DFTDifference, band_errors, dft_difference, log_ratio, spectral_distance
+from .evolution import Evolution
 from .filters import (
     Convolution,
     FilterCorrelation,
@@ -44,6 +45,7 @@ __all__ = [
     "Convolution",
     "DFTDifference",
     "Denoiser",
+    "Evolution",
     "FilterCorrelation",
     "OrientedSpectrum",
     "PowerLaw",
