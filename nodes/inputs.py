@@ -81,7 +81,7 @@ def images(value: Any, where: str, *, smallest: int = 1, channels: int = 1) -> T
         SpectralError: it is something else, is empty or smaller, or holds a number that is not finite.
     """
     if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
-        raise SpectralError(f"{where} is {_shown(value)}; expected images [batch, height, width, channels].")
+        raise SpectralError(f"{where} is {shown(value)}; expected images [batch, height, width, channels].")
     count, height, width, depth = value.shape
     if not count or min(height, width) < smallest or depth < channels:
         raise SpectralError(
@@ -103,7 +103,7 @@ def latents(value: Any, taker: str, channels: int, advice: str) -> Tensor:
         SpectralError: it is something else, is empty, of other channels, or holds a number that is not finite.
     """
     if not isinstance(value, Tensor):
-        raise SpectralError(f"{taker} takes latents, the connected one is {_shown(value)}; {advice}.")
+        raise SpectralError(f"{taker} takes latents, the connected one is {shown(value)}; {advice}.")
     latent_shape(value.shape, taker, channels, advice)
     return finite(value, "The connected latents")
 
@@ -141,7 +141,7 @@ def context(value: Any, width: int, advice: str) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 3 or not value.numel():
         raise SpectralError(
             f"This model reads conditioning [batch, tokens, {width}], each at least 1, the connected one is "
-            f"{_shown(value)}; {advice}."
+            f"{shown(value)}; {advice}."
         )
     return finite(value, "The connected conditionings")
 
@@ -184,13 +184,13 @@ def _input(value: Any, type_: Any, options: dict[str, Any], where: str) -> Any:
     """One input by its declared type; types that are not known here pass."""
     if isinstance(type_, list):
         if value not in type_:
-            raise SpectralError(f"{where} is {_shown(value)}; expected one of {reprlib.repr(type_)}.")
+            raise SpectralError(f"{where} is {shown(value)}; expected one of {reprlib.repr(type_)}.")
         return value
     if type_ in ("INT", "FLOAT"):
         return _number(value, type_, options, where)
     if type_ == "BOOLEAN":
         if not isinstance(value, (bool, int, float, str)):
-            raise SpectralError(f"{where} is {_shown(value)}; expected yes or no.")
+            raise SpectralError(f"{where} is {shown(value)}; expected yes or no.")
         return bool(value)
     if isinstance(type_, str) and "," in type_:
         return value  # one of several types, which the node tells apart itself
@@ -198,13 +198,13 @@ def _input(value: Any, type_: Any, options: dict[str, Any], where: str) -> Any:
         return images(value, where)
     attribute, expected = _OBJECTS.get(type_, ("", ""))
     if attribute and not hasattr(value, attribute):
-        raise SpectralError(f"{where} is {_shown(value)}; connect {expected}.")
+        raise SpectralError(f"{where} is {shown(value)}; connect {expected}.")
     if type_ == "CONDITIONING" and not (isinstance(value, list) and value):
-        raise SpectralError(f"{where} is {_shown(value)}; connect a CONDITIONING that is not empty.")
+        raise SpectralError(f"{where} is {shown(value)}; connect a CONDITIONING that is not empty.")
     if type_ == "LATENT" and not (isinstance(value, dict) and isinstance(value.get("samples"), Tensor)):
-        raise SpectralError(f"{where} is {_shown(value)}; connect a LATENT.")
+        raise SpectralError(f"{where} is {shown(value)}; connect a LATENT.")
     if type_ == "STRING" and not isinstance(value, str):
-        raise SpectralError(f"{where} is {_shown(value)}; expected a text.")
+        raise SpectralError(f"{where} is {shown(value)}; expected a text.")
     return value
 
 
@@ -218,11 +218,11 @@ def _number(value: Any, type_: str, options: dict[str, Any], where: str) -> floa
         fits = False
     if not fits:
         kind = "whole number" if type_ == "INT" else "number"
-        raise SpectralError(f"{where} is {_shown(value)}; expected a {kind} from {low:g} to {high:g}.")
+        raise SpectralError(f"{where} is {shown(value)}; expected a {kind} from {low:g} to {high:g}.")
     return number
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a sentence shows it: short, and of large things the kind alone."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"

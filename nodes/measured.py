@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import PowerLaw, RadialSpectrum
+from . import inputs
 from .charts import Axis, Unit
 from .plot import Series
-from .plot_axes import Array, Mark
+from .plot_axes import Mark
 
 CATEGORY = "spectral diffusion/spectrum"
 
@@ -125,7 +126,7 @@ def as_set(given: Any, where: str) -> Set:
     elif isinstance(given, Tensor) and given.ndim == 4:
         planes, unit = given[..., :3].movedim(-1, 1), "pixel"
     else:
-        raise SpectralError(f"{where} is a {type(given).__name__}; connect an IMAGE or a LATENT.")
+        raise SpectralError(f"{where} is {inputs.shown(given)}; connect an IMAGE or a LATENT of images or of video.")
     if not planes.numel():
         raise SpectralError(f"{where} is empty; expected one image or more.")
     if planes.shape[-2] * planes.shape[-1] < 2:
@@ -212,8 +213,3 @@ def radial_rows(radial: RadialSpectrum) -> list[tuple[float | str, ...]]:
     columns = (radial.frequency.tolist(), (radial.frequency * radial.side).tolist(), radial.power.tolist())
     ends = (edge.tolist() for edge in radial.interval())
     return list(zip(*columns, std, radial.count.tolist(), *ends, strict=True))
-
-
-def no_bands(lines: Sequence[Series]) -> list[Array]:
-    """The values of lines without the bands around them."""
-    return [one.y for one in lines]

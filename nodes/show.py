@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv as table_format
+import io
 import math
 import uuid
 from collections.abc import Iterable, Sequence
@@ -76,6 +78,8 @@ def finite(value: Any) -> Any:
 
 def csv(header: Sequence[str], rows: Iterable[Sequence[float | str]]) -> str:
     """A table as text, six digits a number."""
-    lines = [",".join(header)]
-    lines += [",".join(value if isinstance(value, str) else f"{value:.6g}" for value in row) for row in rows]
-    return "\n".join(lines) + "\n"
+    written = io.StringIO()
+    writer = table_format.writer(written, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([value if isinstance(value, str) else f"{value:.6g}" for value in row] for row in rows)
+    return written.getvalue()

@@ -111,6 +111,44 @@ def _traced() -> Prompt:
     return {**{key: one for key, one in prompt.items() if key != DECODE}, "plot": plot, prompts.SAVE: saved}
 
 
+def _evolved() -> Prompt:
+    prompt = _patched("SpectrumTrace", window="hann")
+    plot = node("SpectralDiffusionSpectrumEvolution", evolution=["patch", 1], samples=[SAMPLER, 0], pictures=1)
+    saved = node("SaveImage", images=["plot", 0], filename_prefix="test")
+    return {**{key: one for key, one in prompt.items() if key != DECODE}, "plot": plot, prompts.SAVE: saved}
+
+
+def _probed_model(kind: str, **inputs: Any) -> Prompt:
+    loader = prompts.generate("class", steps=1)[LOADER]
+    return {LOADER: loader, "spectrum": node(f"SpectralDiffusion{kind}", model=[LOADER, 0], **inputs)}
+
+
+def _responding() -> Prompt:
+    counts = {"levels": 1, "frequencies": 2, "probes": 2, "seed": 0}
+    return {
+        LOADER: prompts.generate("class", steps=1)[LOADER],
+        "condition": node("SpectralDiffusionUnconditional", model=[LOADER, 0]),
+        "images": node("SpectralDiffusionExampleImages", images="emoji-64", count=2),
+        "latents": node("VAEEncode", pixels=["images", 0], vae=[LOADER, 2]),
+        "spectrum": node(
+            "SpectralDiffusionDenoiserResponse",
+            model=[LOADER, 0],
+            positive=["condition", 0],
+            samples=["latents", 0],
+            model_2=[LOADER, 0],
+            names="one, other",
+            **counts,
+        ),
+    }
+
+
+def _saved_spectrum() -> Prompt:
+    made = _spectrum("PowerSpectrum", above=0.3)
+    saver = node("SpectralDiffusionSaveSpectrum", table=["spectrum", 2], filename_prefix="attacked", format="csv")
+    return {**made, "saver": saver}
+
+
+_WIENER = {"amplitude": 1.0, "alpha": 2.0, "levels": 3, "window": "hann"}
 _WHEN = {"start_percent": 0.0, "end_percent": 1.0, "curve": "constant"}
 _GATES = {f"{direction}_{band}": 1.1 for direction in ("down", "up") for band in ("LL", "LH", "HL", "HH")}
 _CLASS = prompts.generate("class", steps=1)
@@ -131,6 +169,13 @@ HOMES = {
     "SpectralDiffusionCompareSpectra": Home(
         _spectrum("CompareSpectra", reference=["images", 0], cutoff=28.0), "spectrum"
     ),
+    "SpectralDiffusionDFTDifference": Home(_spectrum("DFTDifference", reference=["images", 0], above=0.25), "spectrum"),
+    "SpectralDiffusionSpectrumTrace": Home(changed(_evolved(), SAMPLER, seed=8), "patch"),
+    "SpectralDiffusionSpectrumEvolution": Home(changed(_evolved(), SAMPLER, seed=9), "plot"),
+    "SpectralDiffusionWienerFilter": Home(_probed_model("WienerFilter", **_WIENER), "spectrum"),
+    "SpectralDiffusionFilterCorrelation": Home(_probed_model("FilterCorrelation", latent_size=16), "spectrum"),
+    "SpectralDiffusionDenoiserResponse": Home(_responding(), "spectrum"),
+    "SpectralDiffusionSaveSpectrum": Home(_saved_spectrum(), "saver"),
 }
 
 _NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e300, "abc", None, {}, [])
@@ -164,6 +209,10 @@ def on_every_input(object_info: dict[str, Any], *, all_checked: bool) -> Iterato
 def _values(home: Home, title: str, name: str, type_: Any, required: bool, checked: bool) -> Iterator[Attack]:
     says = f"{name}|There is no (checkpoint|LoRA)"
     for value in _WRONG.get("COMBO" if isinstance(type_, list) else type_, _OBJECTS):
+        if type_ == "STRING":  # core makes a text of whatever a widget gives
+            if value != "text":
+                yield Attack(f"{title} is linked to {value!r:.30}", linked(home.prompt, home.place, name, value), says)
+            continue
         if required or value is not None:
             shown = repr(value)[:30]
             # Core takes a list for a link.
