@@ -138,10 +138,10 @@ def filter_correlations(network: nn.Module, latent_size: int) -> list[FilterCorr
     Raises:
         SpectralError: as `convolutions`.
     """
-    return [correlation(each) for each in convolutions(network, latent_size)]
+    return [filter_correlation(each) for each in convolutions(network, latent_size)]
 
 
-def correlation(convolution: Convolution) -> FilterCorrelation:
+def filter_correlation(convolution: Convolution) -> FilterCorrelation:
     """The spectral correlation of one convolution of `convolutions`."""
     weight, grid = convolution.weight, convolution.grid
     kernel, filters = weight.shape[2], weight.shape[0] * weight.shape[1]
