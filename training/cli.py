@@ -42,7 +42,9 @@ COMMANDS = {
     "sample": Command("sample", "make images with a checkpoint"),
     "evaluate": Command("evaluate", "sample, and measure the samples against data: distances, spectra, size, speed"),
     "ablate": Command("ablate", "train and evaluate the eight rows of the paper's ablation (Table 5)"),
-    "spectrum": Command("spectrum", "power spectra of images, and comparisons of two sets"),
+    "spectrum": Command(
+        "spectrum.__main__", "power spectra of images, comparisons of two sets, and what models do to frequencies"
+    ),
     "bench": Command("benchmark", "how fast the kit is, as ratios of times taken side by side"),
     "inspect": Command("inspect", "what a checkpoint, preset or teacher is"),
     "convert": Command("convert", "write a checkpoint in another layout: this project's, LDM's, or diffusers'"),

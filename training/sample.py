@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,14 @@ def latents(
     seed: int = 0,
     side: int | None = None,
     vocabulary: Path | None = None,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """One batch of latents, [N, C, h, w], as the first stage has them (not scaled), on the U-Net's device.
 
     Args:
         prompts: of each.
         indices: numbers of each; its noise depends on the seed and on its number alone.
+        callback: called after each step with its index, x_t and the predicted x_0, both as the U-Net has them (scaled).
         side: of the latents in cells; None as in training. The other arguments are those of `sample`.
 
     Raises:
@@ -185,6 +187,7 @@ def latents(
         guidance=weight,
         cond=context_of(config, conditioner, prompts, vocabulary),
         uncond=context_of(config, conditioner, [""], vocabulary) if weight != 1.0 else None,
+        callback=callback,
     )
     if not made.isfinite().all():
         raise SpectralError("The samples are not finite: the model's weights are damaged, or the guidance is too high.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..spectral.errors import SpectralError
-from ..spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
-from . import cli
-from .data.dataset import EMOJI64
-from .decoding import SUFFIXES, T, decode, files_in, floats
+from ...spectral.errors import SpectralError
+from ...spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
+from .. import cli
+from ..data.dataset import EMOJI64
+from ..decoding import SUFFIXES, T, decode, files_in, floats
 
 SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
 
@@ -60,7 +59,7 @@ def measure(
     """
     places = _places(paths, compare)
     if plot is not None:
-        from .figures import check_figure_path
+        from ..figures import check_figure_path
 
         check_figure_path(plot)
     measured = {
@@ -69,7 +68,7 @@ def measure(
     sets = list(measured.values())
     report = _comparison(sets[0], sets[1], cutoff, low, high) if compare else _report(sets[0], low, high)
     if plot is not None:
-        from .figures import plot_radial_spectra
+        from ..figures import plot_radial_spectra
 
         plot_radial_spectra(measured, plot, cutoff=cutoff if compare else None)
     return report
@@ -220,7 +219,3 @@ def main(argv: Sequence[str]) -> None:
     if not as_json:
         result = {key: value for key, value in result.items() if not isinstance(value, dict)}
     cli.report(result, as_json)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main))
