@@ -12,8 +12,9 @@ included; a window would smear the powers of neighbours, which on a latent of 16
 
 How to read it: the mean gain of the best denoiser of all, E[x_0 | x_t], is s/n² times the error that it leaves at that
 frequency (Tweedie's formula, differentiated), so that it equals the optimum for Gaussian data and lies below it where
-the data hold more than their power tells: a low gain there is no fault by itself, and the teacher is the better
-measure of a student. A gain above the optimum lets noise through.
+the data hold more than their power tells. A low gain is no fault by itself: a network that knows its pictures by heart
+hardly answers to small changes of them, and of two networks the one that errs more has the higher gain there. On
+pictures that neither has seen, a student whose gain falls below its teacher's smooths where the teacher resolves.
 """
 
 from __future__ import annotations

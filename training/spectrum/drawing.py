@@ -75,10 +75,7 @@ def step_scale(figure: Figure, axes: Any, first: float, last: float, label: str)
     shades = LinearSegmentedColormap.from_list("steps", step_colours(64))
     low, high = min(first, last), max(first, last)
     bar = ScalarMappable(Normalize(low, high), shades if first <= last else shades.reversed())
-    made = figure.colorbar(bar, ax=axes, pad=0.01, aspect=30)
-    made.set_label(label)
-    if first > last:
-        made.ax.invert_yaxis()
+    figure.colorbar(bar, ax=axes, pad=0.01, aspect=30).set_label(label)
 
 
 def write(figure: Figure, path: Path) -> None:

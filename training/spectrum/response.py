@@ -103,7 +103,8 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser(
         "spectrum response",
         "Put small sinusoids into noisy latents and measure how much of them comes out, frequency by frequency, beside "
-        "the Wiener filter of the latents' own power. The ideal denoiser of data that are not Gaussian lies below it.",
+        "the Wiener filter of the latents' own power. The ideal denoiser of data that are not Gaussian lies below, far "
+        "below where it knows the pictures by heart: choose images that the models have not seen.",
     )
     parser.add_argument("checkpoint", type=Path, help=cli.CHECKPOINT)
     parser.add_argument("other", nargs="?", type=Path, help="another one of the same latents, its student perhaps")
