@@ -12,6 +12,7 @@ __all__ = [
     "attention",
     "autoencoder",
     "checkpoint",
+    "colours",
     "conditioning",
     "config",
     "counting",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..spectral.colours import model_in, of_names
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import RadialSpectrum
 from .files import write_whole
@@ -22,29 +23,14 @@ if TYPE_CHECKING:
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 GRID_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-#: Okabe and Ito's colours, which people with any colour vision tell apart; a model has its own in every figure.
-MODEL_COLOURS = {"data": "#000000", "teacher": "#0072B2", "lite": "#E69F00", "student": "#D55E00"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#8B6914", "#7F7F7F")
-MODEL_STYLES = {"data": "-", "teacher": "-", "lite": (0, (5, 1.5)), "student": "-"}
+#: Beside the colours of `spectral.colours`, for print in grey.
+MODEL_STYLES = {"lite": (0, (5, 1.5))}
 SMALLEST_DRAWN = 1e-9  # of the largest power: deeper is float32 rounding
 
 
 def check_figure_path(path: Path) -> None:
     """Raise SpectralError where a figure cannot be written to `path`, before the work that it would show."""
     _check_suffix(path, FIGURE_SUFFIXES)
-
-
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: the model's if its first word is one (data, teacher, lite, student), else a free one."""
-    chosen: dict[str, str] = {}
-    free = 0
-    for name in names:
-        own = MODEL_COLOURS.get(_first_word(name))
-        if own is None or own in chosen.values():
-            own = OTHER_COLOURS[free % len(OTHER_COLOURS)]
-            free += 1
-        chosen[name] = own
-    return chosen
 
 
 def plot_radial_spectra(
@@ -131,7 +117,7 @@ def _draw_spectra(axes: Axes, named: Mapping[str, RadialSpectrum]) -> None:
     largest = max(rings.power.max().item() for rings in named.values())
     floor = SMALLEST_DRAWN * largest or SMALLEST_DRAWN
     first = next(iter(named))
-    for name, colour in colours(named).items():
+    for name, colour in of_names(named).items():
         rings = named[name]
         power = rings.power.clamp_min(floor)
         width = 3.4 if name == first and len(named) > 1 else 1.6  # a curve on top of the reference hides it no more
@@ -158,9 +144,9 @@ def _draw_ratios(axes: Axes, named: Mapping[str, RadialSpectrum]) -> None:
     first, reference = next(iter(named.items()))
     floor = SMALLEST_DRAWN * reference.power.max().item() or SMALLEST_DRAWN
     known = np.log(reference.power.clamp_min(floor).numpy())
-    axes.axhline(1, color=colours(named)[first], linewidth=3.4)
+    axes.axhline(1, color=of_names(named)[first], linewidth=3.4)
     low, high = 0.45, 2.2
-    for name, colour in list(colours(named).items())[1:]:
+    for name, colour in list(of_names(named).items())[1:]:
         rings = named[name]
         inside = (rings.frequency >= reference.frequency[0]) & (rings.frequency <= reference.frequency[-1])
         frequency = rings.frequency[inside].numpy()
@@ -201,11 +187,7 @@ def _label_marks(axes: Axes, cutoff: float | None, side: float) -> None:
 
 
 def _style(name: str) -> Any:
-    return MODEL_STYLES.get(_first_word(name), "-")
-
-
-def _first_word(name: str) -> str:
-    return name.lower().split()[0] if name.split() else ""
+    return MODEL_STYLES.get(model_in(name) or "", "-")
 
 
 def _check_rows(rows: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spectral_diffusion.spectral import colours
 from spectral_diffusion.spectral import spectrum as spectra
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import figures
@@ -129,12 +130,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_keeps_its_colour() -> None:
-    alone, together = (
-        figures.colours(["student"]),
-        figures.colours(["data", "mine", "teacher", "student (fp16)", "other"]),
-    )
-    assert alone["student"] == together["student (fp16)"] == figures.MODEL_COLOURS["student"]
-    assert len(set(together.values())) == 5
+    alone = colours.of_names(["student"])
+    together = colours.of_names(["data", "mine", "teacher", "emoji64-student (fp16)", "student too", "other"])
+    assert alone["student"] == together["emoji64-student (fp16)"] == colours.MODELS["student"]
+    assert len(set(together.values())) == 6
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

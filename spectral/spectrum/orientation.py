@@ -1,0 +1,120 @@
+"""The spectrum by direction: E|X(f, θ)|² = A(θ) / f^α(θ), the orientation-resolved power law of natural images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..errors import SpectralError
+from . import planes, power, radial
+from .planes import Progress, Window
+from .power_law import PowerLaw, fit_line
+
+#: Fewer sectors do not tell the axes from the diagonals; more leave a sector of a small image without frequencies.
+SECTORS = (4, 180)
+
+
+@dataclass(frozen=True)
+class OrientedSpectrum:
+    """The mean power of a set of images by direction and ring, DC left out.
+
+    angle: [S] middle of each sector in degrees, from 0 on: the direction in which waves run, 0 along the rows (vertical
+        stripes), 90 down the columns (horizontal stripes), 45 from the upper left to the lower right.
+    frequency: [S, R] mean frequency in cycles per pixel, NaN where a sector's ring holds none.
+    power: [S, R] mean over images, channels and those frequencies of |DFT|²/(HW), NaN there.
+    count: [S, R] DFT frequencies, int64 (of the first batch).
+    images: how many images.
+    size: (height, width) in pixels (the mean over images).
+    """
+
+    angle: Tensor
+    frequency: Tensor
+    power: Tensor
+    count: Tensor
+    images: int
+    size: tuple[float, float]
+
+    def fits(self, low: float | None = None, high: float = 0.375) -> list[PowerLaw]:
+        """The power law of each sector; its amplitude A(θ) is exp(log_amplitude), both with errors.
+
+        Args:
+            low, high: the range in cycles per pixel; by default as `fit_power_law`.
+
+        Raises:
+            SpectralError: a sector has fewer than two rings with power in the range.
+        """
+        low = 4 / min(self.size) if low is None else low
+        return [
+            fit_line(frequency, found, count, low, high, f"in the direction of {angle:.4g} degrees")
+            for angle, frequency, found, count in zip(
+                self.angle.tolist(), self.frequency, self.power, self.count, strict=True
+            )
+        ]
+
+
+def oriented_spectrum(
+    images: Tensor | Iterable[Tensor],
+    *,
+    sectors: int = 12,
+    bins: int | None = None,
+    window: Window = "hann",
+    gray: bool = False,
+    mask: Tensor | None = None,
+    progress: Progress | None = None,
+) -> OrientedSpectrum:
+    """The spectrum of a set of images by direction and frequency.
+
+    Args:
+        images, bins, window, gray, mask, progress: as for `radial_spectrum`.
+        sectors: of the half circle; the first is around 0 degrees, so that both axes are in the middle of one where
+            the number is even.
+
+    Raises:
+        SpectralError: as `radial_spectrum`, or a number of sectors that cannot be.
+    """
+    if not SECTORS[0] <= sectors <= SECTORS[1]:
+        raise SpectralError(f"The number of directions is {sectors}; expected {SECTORS[0]} to {SECTORS[1]}.")
+    batches: Iterable[Tensor] = [images] if isinstance(images, Tensor) else images
+    sums, moments, there = [], [], []
+    sizes: list[tuple[int, int]] = []
+    first: Tensor | None = None
+    for batch in batches:
+        height, width = planes.check_batch(batch, window).shape[-2:]
+        bins = radial.default_bins(height, width) if bins is None else radial.check_bins(bins, height, width)
+        mean = power.mean_power_spectrum(batch, window=window, gray=gray, mask=mask, progress=progress)
+        cell, count, moment = _cells(height, width, bins, sectors)
+        found = torch.bincount(cell, weights=mean.flatten()[1:], minlength=len(count))
+        number = len(batch)
+        sums.append((found / count).nan_to_num() * number)
+        moments.append((moment / count).nan_to_num() * number)
+        there.append((count > 0) * number)
+        first = count if first is None else first
+        sizes += [(height, width)] * number
+    if first is None or bins is None or not sizes:
+        raise SpectralError("A spectrum by direction needs at least one image; the set given is empty.")
+    if not first.any():
+        raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")
+    shape, having = (sectors, bins + 1), torch.stack(there).sum(0)
+    return OrientedSpectrum(
+        angle=torch.arange(sectors, dtype=torch.float64) * (180.0 / sectors),
+        frequency=(torch.stack(moments).sum(0) / having).view(shape),
+        power=(torch.stack(sums).sum(0) / having).view(shape),
+        count=first.view(shape),
+        images=len(sizes),
+        size=(sum(h for h, _ in sizes) / len(sizes), sum(w for _, w in sizes) / len(sizes)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _cells(height: int, width: int, bins: int, sectors: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each coefficient but DC its place in [sectors · (bins + 1)]; how many one has, and the sum of those."""
+    ring = radial.rings(height, width, bins).flatten()[1:]
+    turned = planes.orientation(height, width).flatten()[1:] * (sectors / 180.0)
+    cell = (turned + 0.5 - 1e-9).floor().long() % sectors * (bins + 1) + ring
+    cells = sectors * (bins + 1)
+    frequency = planes.radial_frequency(height, width).flatten()[1:]
+    return cell, torch.bincount(cell, minlength=cells), torch.bincount(cell, weights=frequency, minlength=cells)
