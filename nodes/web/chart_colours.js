@@ -1,17 +1,23 @@
 // The colours of charts: of lines, which must be told from what lies behind them, and of maps.
+// The tables are those of spectral/colours.py.
 
-/** Okabe and Ito's colours, those of nodes/plot.py. */
+/** Okabe and Ito's colours. */
 export const OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
-/** For maps, from low to high: those of nodes/plot.py. */
+/** For maps, from low to high. */
 export const VIRIDIS = [
   ...["#440154", "#482878", "#3e4989", "#31688e", "#26828e"],
   ...["#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"],
 ];
-/** For maps around zero: Okabe and Ito's blue, white, their vermilion; both ends are equally dark. */
-export const DIVERGING = ["#00375c", "#0072b2", "#7ab6d9", "#f5f5f5", "#e79c66", "#b64c00", "#5c2200"];
+/** For maps around zero, blue below it and orange above. */
+export const DIVERGING = [
+  ...["#00497d", "#0072B2", "#73b2d9", "#c9dfee", "#f7f7f7"],
+  ...["#f6d9c0", "#eda36a", "#D55E00", "#913f00"],
+];
 
 /** Lines need this much contrast with what lies behind them (WCAG 2.1, graphical objects). */
 const CONTRAST = 3;
+/** Black and white are ink: on the other kind of background they change places. */
+const INK = 10;
 const HEX = /^#[0-9a-f]{6}$/i;
 
 const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
@@ -33,9 +39,10 @@ export function between(anchors, part) {
 export function readable(colour, background) {
   const base = channels(colour);
   const goal = luminance(background) < 0.18 ? 255 : 0;
+  const least = base.every((value) => value === 255 - goal) ? INK : CONTRAST;
   for (let part = 0; part < 1; part += 0.05) {
     const mixed = base.map((value) => Math.round(value + part * (goal - value)));
-    if (contrast(mixed, background) >= CONTRAST) return `rgb(${mixed.join(", ")})`;
+    if (contrast(mixed, background) >= least) return `rgb(${mixed.join(", ")})`;
   }
   return goal ? "rgb(255, 255, 255)" : "rgb(0, 0, 0)";
 }
