@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import files, inputs
+from .compare import CompareSpectra, DFTDifferenceNode
 from .conditioning import ClassLabel, Unconditional
 from .examples import ExampleImages
 from .gates import WaveletGate
@@ -10,7 +11,7 @@ from .guidance import WaveletBands, WaveletGuidance
 from .latent import EmptyLatent
 from .loading import LoadCheckpoint
 from .lora import LoadLora
-from .spectrum import CompareSpectra, PowerSpectrum, RadialSpectrumNode
+from .spectrum import PowerSpectrum, RadialSpectrumNode
 from .trace import GateTrace, GateTracePlot
 
 files.register()
@@ -30,6 +31,7 @@ NODE_CLASS_MAPPINGS = {
     "SpectralDiffusionPowerSpectrum": PowerSpectrum,
     "SpectralDiffusionRadialSpectrum": RadialSpectrumNode,
     "SpectralDiffusionCompareSpectra": CompareSpectra,
+    "SpectralDiffusionDFTDifference": DFTDifferenceNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -47,6 +49,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionPowerSpectrum": "Power Spectrum",
     "SpectralDiffusionRadialSpectrum": "Radial Spectrum",
     "SpectralDiffusionCompareSpectra": "Compare Spectra",
+    "SpectralDiffusionDFTDifference": "DFT Difference",
 }
 
 for _name, _kind in NODE_CLASS_MAPPINGS.items():

@@ -191,6 +191,8 @@ def _input(value: Any, type_: Any, options: dict[str, Any], where: str) -> Any:
         if not isinstance(value, (bool, int, float, str)):
             raise SpectralError(f"{where} is {_shown(value)}; expected yes or no.")
         return bool(value)
+    if isinstance(type_, str) and "," in type_:
+        return value  # one of several types, which the node tells apart itself
     if type_ == "IMAGE":
         return images(value, where)
     attribute, expected = _OBJECTS.get(type_, ("", ""))

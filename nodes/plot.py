@@ -1,7 +1,7 @@
 """Charts of nodes, drawn with Pillow alone: line charts and heat maps.
 
-Everything is drawn at four times its size and reduced, which smooths lines and text. Colours are Okabe and Ito's,
-which people with any kind of colour vision can tell apart; heat maps use viridis, which also prints well in grey.
+Everything is drawn at four times its size and reduced, which smooths lines and text. The colours are those of
+`spectral.colours`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..spectral.colours import DIVERGING, OKABE_ITO, VIRIDIS
 from .plot_axes import Array, Axis, Mark
 
 Point = tuple[float, float]
 #: Left, top, right, bottom.
 Frame = tuple[float, float, float, float]
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 INK, GREY, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
 SCALE = 4
 
@@ -39,7 +38,7 @@ class Series:
         x, y: the points, [N] each; where y is not positive on a logarithmic axis the line is interrupted.
         low, high: edges of a band around the line, [N] each.
         dashed: for what is fitted or expected rather than measured.
-        colour: index in the palette; by default the series' own place.
+        colour: "#rrggbb", or an index in the palette; by default the series' own place.
         in_legend: whether the legend names it.
     """
 
@@ -49,7 +48,7 @@ class Series:
     low: Array | None = None
     high: Array | None = None
     dashed: bool = False
-    colour: int | None = None
+    colour: int | str | None = None
     in_legend: bool = True
 
 
@@ -95,31 +94,39 @@ def line_chart(
 
 
 def heat_map(
-    values: Array, *, title: str, label: str, notes: Sequence[str] = (), size: tuple[int, int] = (720, 680)
+    values: Array,
+    x: Axis,
+    y: Axis,
+    ends: tuple[float, float],
+    *,
+    title: str,
+    label: str,
+    notes: Sequence[str] = (),
+    diverging: bool = False,
+    square: bool = True,
+    size: tuple[int, int] = (720, 680),
 ) -> Image.Image:
-    """A square map over both frequencies, −0.5 to 0.5 cycles per pixel, zero in the middle, with a colour bar.
+    """A map of values as colours, with a colour bar.
 
     Args:
-        values: [H, W], centred on frequency zero; shown between their 1st percentile and their maximum.
+        values: [H, W], the top row first; grey where they are not finite.
+        ends: the values at both ends of the colours; what lies beyond is drawn as these.
         label: what the colours mean, with its unit.
+        diverging: blue to orange around a pale middle, instead of viridis.
+        square: whether the frame is.
     """
     sheet = _Sheet(size)
     top = sheet.head(title, notes)
-    side = min(size[0] - 200.0, size[1] - top - 78.0)
-    frame = (86.0, top + 12.0, 86.0 + side, top + 12.0 + side)
-    finite = values[np.isfinite(values)]
-    low, high = (float(np.percentile(finite, 1)), float(finite.max())) if finite.size else (0.0, 1.0)
-    high = max(high, low + 1e-6)
-    shown = np.nan_to_num(np.clip((values - low) / (high - low), 0, 1))
-    sheet.picture(frame, _viridis(shown))
-    ticks = (-0.5, -0.25, 0.0, 0.25, 0.5)
-    sheet.axes(
-        frame,
-        Axis("horizontal frequency (cycles per pixel)", -0.5, 0.5, ticks, log=False),
-        Axis("vertical frequency (cycles per pixel)", -0.5, 0.5, ticks, log=False),
-        grid=False,
-    )
-    sheet.colour_bar((frame[2] + 22, frame[1], frame[2] + 40, frame[3]), low, high, label)
+    height = size[1] - top - 78.0
+    width = min(size[0] - 200.0, height) if square else size[0] - 200.0
+    frame = (86.0, top + 12.0, 86.0 + width, top + 12.0 + (width if square else height))
+    low, high = ends[0], max(ends[1], ends[0] + 1e-6)
+    palette = DIVERGING if diverging else VIRIDIS
+    colours = _coloured(np.nan_to_num(np.clip((values - low) / (high - low), 0, 1)), palette)
+    colours[~np.isfinite(values)] = 160
+    sheet.picture(frame, colours)
+    sheet.axes(frame, x, y, grid=False)
+    sheet.colour_bar((frame[2] + 22, frame[1], frame[2] + 40, frame[3]), low, high, label, palette)
     return sheet.finish()
 
 
@@ -186,7 +193,7 @@ class _Sheet:
 
     def number(self, right: float, middle: float, value: float, log: bool) -> None:
         """A tick's number, right-aligned; powers of ten with a raised exponent."""
-        if not log:
+        if not log or 0.01 <= value <= 100 or abs(math.log10(value) % 1) > 1e-6:
             self.text(right, middle, f"{value:g}", 14, GREY, "rm")
             return
         exponent = f"{round(math.log10(value))}"
@@ -233,15 +240,15 @@ class _Sheet:
         drawn = Image.fromarray(pixels).resize((right - left, bottom - top), Image.Resampling.NEAREST)
         self.page.paste(drawn, (left, top))
 
-    def colour_bar(self, frame: Frame, low: float, high: float, label: str) -> None:
+    def colour_bar(self, frame: Frame, low: float, high: float, label: str, palette: Sequence[str]) -> None:
         """A vertical bar of the map's colours with five numbers and its label above."""
-        self.picture(frame, _viridis(np.linspace(1, 0, 256)[:, None]))
+        self.picture(frame, _coloured(np.linspace(1, 0, 256)[:, None], palette))
         _, top, right, bottom = frame
         self.draw.rectangle([value * SCALE for value in frame], outline=GREY, width=SCALE)
         for part in np.linspace(0, 1, 5):
             at = bottom - float(part) * (bottom - top)
             self.stroke([(right, at), (right + 5, at)], GREY, 1)
-            self.text(right + 9, at, f"{low + float(part) * (high - low):.1f}", 14, GREY, "lm")
+            self.text(right + 9, at, _short(low + float(part) * (high - low), high - low), 14, GREY, "lm")
         self.upright(self.size[0] - 22, (top + bottom) / 2, label)
 
 
@@ -254,6 +261,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _colour(series: Series, index: int) -> str:
+    if isinstance(series.colour, str):
+        return series.colour
     return OKABE_ITO[(index if series.colour is None else series.colour) % len(OKABE_ITO)]
 
 
@@ -312,8 +321,14 @@ def _dashes(points: Sequence[Point], on: float, off: float) -> list[list[Point]]
     return dashes
 
 
-def _viridis(values: Array) -> NDArray[np.uint8]:
-    """[H, W] in [0, 1] → colours [H, W, 3]."""
-    anchors = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in VIRIDIS], dtype=float)
+def _coloured(values: Array, palette: Sequence[str]) -> NDArray[np.uint8]:
+    """[H, W] in [0, 1] → colours [H, W, 3] between those of a palette."""
+    anchors = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in palette], dtype=float)
     grid = np.linspace(0, 1, len(anchors))
     return np.stack([np.interp(values, grid, anchors[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
+
+
+def _short(value: float, spread: float) -> str:
+    """A number of a scale of this spread, with the digits that tell its ticks apart."""
+    digits = max(0, 1 - math.floor(math.log10(spread / 4))) if spread > 0 else 1
+    return f"{value:.{min(digits, 6)}f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,16 +39,58 @@ class Mark:
     label: str
 
 
-def frequency_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis in cycles per pixel with ticks at 1, 2 and 5 of each decade."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = tuple(lead * 10.0**power for power in decades for lead in (1, 2, 5))
-    return Axis("spatial frequency (cycles per pixel)", low, high, tuple(t for t in ticks if low <= t <= high))
+def log_axis(label: str, values: Sequence[Array], low: float | None = None, high: float | None = None) -> Axis:
+    """A logarithmic axis around all positive values, at most 9 decades below the largest.
+
+    Over more than three decades it ends at powers of ten, which are its ticks; otherwise ticks stand at 1, 2 and 5 of
+    each decade too.
+
+    Args:
+        low, high: its ends; by default of the values.
+    """
+    found = _finite(values)
+    found = found[found > 0]
+    top = high or (float(found.max()) if found.size else 1.0)
+    bottom = low or max(float(found.min()) if found.size else top / 10, top * 1e-9)
+    wide = math.log10(top / bottom) > 3
+    if wide or top / bottom < 2:
+        top = high or 10.0 ** math.ceil(math.log10(top) - 1e-9)
+        bottom = low or 10.0 ** min(math.floor(math.log10(bottom) + 1e-9), math.ceil(math.log10(top)) - 1)
+    elif low is None and high is None:
+        top, bottom = top * 1.04, bottom / 1.04
+    decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
+    every = 1 if len(decades) <= 8 else 2
+    leads = (1,) if wide else (1, 2, 5)
+    ticks = tuple(lead * 10.0**power for power in decades[::every] for lead in leads)
+    return Axis(label, bottom, top, tuple(t for t in ticks if bottom * (1 - 1e-9) <= t <= top * (1 + 1e-9)))
 
 
-def cycles_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis in cycles per image with ticks at 1, 2 and 5 of each decade."""
-    return dataclasses.replace(frequency_axis(low, high), label="spatial frequency (cycles per image)")
+def linear_axis(
+    label: str,
+    values: Sequence[Array],
+    low: float | None = None,
+    high: float | None = None,
+    within: tuple[float, float] | None = None,
+    reversed: bool = False,
+) -> Axis:
+    """A linear axis around all values that ends at round numbers.
+
+    Args:
+        low, high: its ends; by default of the values.
+        within: limits that round ends do not leave.
+    """
+    found = _finite(values)
+    bottom, top = (float(found.min()), float(found.max())) if found.size else within or (0.0, 1.0)
+    bottom, top = bottom if low is None else low, top if high is None else high
+    least = 0.02 * (within[1] - within[0]) if within else 1e-3 * max(abs(bottom), abs(top)) or 1.0
+    step = _round_step(max(top - bottom, least))
+    start, end = math.floor(bottom / step + 1e-9) * step, math.ceil(top / step - 1e-9) * step
+    if within:
+        start, end = max(start, min(within[0], bottom)), min(end, max(within[1], top))
+    start, end = start if low is None else low, end if high is None else high
+    end = max(end, start + least)
+    ticks = _round_ticks(start, end)
+    return Axis(label, end, start, ticks[::-1], log=False) if reversed else Axis(label, start, end, ticks, log=False)
 
 
 def step_axis(first: float) -> Axis:
@@ -71,16 +112,9 @@ def plain_axis(label: str, values: Sequence[Array], within: tuple[float, float])
     return Axis(label, low, max(high, low + step), _round_ticks(low, max(high, low + step)), log=False)
 
 
-def power_axis(label: str, values: Sequence[Array]) -> Axis:
-    """A logarithmic axis in whole decades around all positive values, at most 9 decades below the largest."""
-    positive = np.concatenate([np.asarray(value, dtype=float).ravel() for value in values])
-    positive = positive[np.isfinite(positive) & (positive > 0)]
-    top = math.ceil(math.log10(positive.max()) + 1e-9) if positive.size else 0
-    bottom = math.floor(math.log10(positive.min()) - 1e-9) if positive.size else -1
-    bottom = max(min(bottom, top - 1), top - 9)
-    step = 1 if top - bottom <= 6 else 2
-    ticks = tuple(10.0**power for power in range(bottom, top + 1, step))
-    return Axis(label, 10.0**bottom, 10.0**top, ticks)
+def _finite(values: Sequence[Array]) -> Array:
+    every = np.concatenate([np.zeros(0), *(np.asarray(value, dtype=float).ravel() for value in values)])
+    return every[np.isfinite(every)]
 
 
 def _round_step(spread: float) -> float:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 from PIL import Image
 
 from . import plot
+from .charts import Chart
 
 PLOT_TOOLTIP = "The chart as an image, to save or to preview."
 TABLE_TOOLTIP = "The chart's numbers as CSV text with a header line."
 
 
-def picture(chart: Image.Image, numbers: dict[str, float], table: str) -> dict[str, Any]:
-    """A node's result: chart, numbers in their order, table; the page gets the chart and the numbers as well."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"spectral_diffusion_{uuid.uuid4().hex}.png"
-    chart.save(folder / name, compress_level=1)
-    saved = {"filename": name, "subfolder": "", "type": "temp"}
-    return {
-        "ui": {"images": [saved], "numbers": [finite(numbers)]},
-        "result": (plot.as_images([chart]), *numbers.values(), table),
-    }
+def chart(made: Chart, table: str, numbers: dict[str, float], *more: Any) -> dict[str, Any]:
+    """The result of a node with a chart: its picture, the numbers in their order, the table, and what comes after.
+
+    The page gets the chart to be explored, the numbers, and the table.
+    """
+    ui = {"spectral_chart": [finite(made.described())], "numbers": [finite(numbers)], "table": [table]}
+    return {"ui": ui, "result": (plot.as_images([made.picture()]), *numbers.values(), table, *more)}
 
 
 def interactive(chart: Image.Image, described: dict[str, Any], table: str) -> dict[str, Any]:

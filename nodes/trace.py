@@ -222,7 +222,7 @@ def _panel(curves: list[Curves], direction: Direction, level: int | None) -> Ima
     return plot.line_chart(
         series,
         plot_axes.step_axis(_first_step(curves)),
-        plot_axes.plain_axis("gate value", [curve[2] for one in curves for curve in one.values()], (0.0, 1.0)),
+        plot_axes.linear_axis("gate value", [curve[2] for one in curves for curve in one.values()], within=(0.0, 1.0)),
         title=f"Gates going {direction}, {name}",
         size=(720, 460),
     )

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+#: Blue below the middle, orange above it, pale at it.
+DIVERGING = ("#00497d", "#0072B2", "#73b2d9", "#c9dfee", "#f7f7f7", "#f6d9c0", "#eda36a", "#D55E00", "#913f00")
 
 MODELS = {
     "data": "#000000",

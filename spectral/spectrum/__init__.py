@@ -10,7 +10,7 @@ be imported from here.
 from __future__ import annotations
 
 from .comparing import BandErrors, DFTDifference, band_errors, dft_difference, log_ratio, spectral_distance
-from .orientation import OrientedSpectrum, oriented_spectrum
+from .orientation import OrientedSpectrum, by_direction, oriented_spectrum
 from .planes import Progress, Window, luma, radial_frequency
 from .power import mean_power_spectrum, power_spectrum
 from .power_law import PowerLaw, fit_power_law
@@ -28,6 +28,7 @@ __all__ = [
     "Window",
     "band_energies",
     "band_errors",
+    "by_direction",
     "default_bins",
     "dft_difference",
     "fit_power_law",

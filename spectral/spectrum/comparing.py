@@ -120,18 +120,22 @@ class DFTDifference:
     ratio: [H, W] ln(mean |DFT other|² / mean |DFT reference|²): above 0 where the other has more.
     difference: [H, W] mean |DFT other − DFT reference|²/(HW) of the pairs; None for sets of different numbers. Unlike
         the ratio it sees phases: equal power at other places is a difference.
+    power: [H, W] |mean power of the other − mean power of the reference|.
     """
 
     ratio: Tensor
     difference: Tensor | None
 
-    def high_share(self, above: float) -> float | None:
-        """The part of the pairs' difference, 0 to 1, that lies above a frequency in cycles per pixel."""
-        if self.difference is None:
-            return None
-        frequency = torch.fft.fftshift(planes.radial_frequency(*self.difference.shape))
-        total = self.difference.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return float(self.difference[frequency > above].sum() / total)
+    power: Tensor
+
+    def high_share(self, above: float) -> float:
+        """The part of the difference, 0 to 1, that lies above a frequency in cycles per pixel.
+
+        Of the pairs' difference, or without pairs of that between the mean powers.
+        """
+        found = self.power if self.difference is None else self.difference
+        frequency = torch.fft.fftshift(planes.radial_frequency(*found.shape))
+        return float(found[frequency > above].sum() / found.sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def dft_difference(
@@ -162,4 +166,4 @@ def dft_difference(
     if len(reference) == len(other):
         difference = mean_power_spectrum(other - reference, window=window, gray=gray, progress=progress)
         difference = torch.fft.fftshift(difference)
-    return DFTDifference(torch.fft.fftshift(ratio), difference)
+    return DFTDifference(torch.fft.fftshift(ratio), difference, torch.fft.fftshift((second - first).abs()))

@@ -76,37 +76,67 @@ def oriented_spectrum(
     Raises:
         SpectralError: as `radial_spectrum`, or a number of sectors that cannot be.
     """
+    _check_sectors(sectors)
+    batches: Iterable[Tensor] = [images] if isinstance(images, Tensor) else images
+    found: list[OrientedSpectrum] = []
+    for batch in batches:
+        bins = radial.default_bins(*planes.check_batch(batch, window).shape[-2:]) if bins is None else bins
+        if len(batch):
+            mean = power.mean_power_spectrum(batch, window=window, gray=gray, mask=mask, progress=progress)
+            found.append(by_direction(mean, len(batch), sectors=sectors, bins=bins))
+    if not found:
+        raise SpectralError("A spectrum by direction needs at least one image; the set given is empty.")
+    return _together(found)
+
+
+def _together(found: list[OrientedSpectrum]) -> OrientedSpectrum:
+    """The mean of several, weighted by their images; of each place over those that have frequencies there."""
+    total = sum(one.images for one in found)
+    weight = torch.stack([(one.count > 0) * one.images for one in found])
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return (torch.stack(values).nan_to_num() * weight).sum(0) / weight.sum(0)
+
+    return OrientedSpectrum(
+        angle=found[0].angle,
+        frequency=mean([one.frequency for one in found]),
+        power=mean([one.power for one in found]),
+        count=found[0].count,
+        images=total,
+        size=(sum(o.size[0] * o.images for o in found) / total, sum(o.size[1] * o.images for o in found) / total),
+    )
+
+
+def by_direction(power: Tensor, images: int = 1, *, sectors: int = 12, bins: int | None = None) -> OrientedSpectrum:
+    """The same of a power spectrum that is known.
+
+    Args:
+        power: [H, W] float64, DC first, from `mean_power_spectrum`.
+        images: that it is the mean of.
+        sectors, bins: as for `oriented_spectrum`.
+
+    Raises:
+        SpectralError: a number of sectors or rings that cannot be, or one pixel.
+    """
+    _check_sectors(sectors)
+    height, width = power.shape
+    if height * width < 2:
+        raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")
+    bins = radial.check_bins(bins, height, width)
+    cell, count, moment = _cells(height, width, bins, sectors)
+    sums = torch.bincount(cell, weights=power.flatten()[1:], minlength=len(count))
+    shape = (sectors, bins + 1)
+    frequency, mean, count = (one.view(shape) for one in (moment / count, sums / count, count))
+    return OrientedSpectrum(_angles(sectors), frequency, mean, count, images, (float(height), float(width)))
+
+
+def _check_sectors(sectors: int) -> None:
     if not SECTORS[0] <= sectors <= SECTORS[1]:
         raise SpectralError(f"The number of directions is {sectors}; expected {SECTORS[0]} to {SECTORS[1]}.")
-    batches: Iterable[Tensor] = [images] if isinstance(images, Tensor) else images
-    sums, moments, there = [], [], []
-    sizes: list[tuple[int, int]] = []
-    first: Tensor | None = None
-    for batch in batches:
-        height, width = planes.check_batch(batch, window).shape[-2:]
-        bins = radial.default_bins(height, width) if bins is None else radial.check_bins(bins, height, width)
-        mean = power.mean_power_spectrum(batch, window=window, gray=gray, mask=mask, progress=progress)
-        cell, count, moment = _cells(height, width, bins, sectors)
-        found = torch.bincount(cell, weights=mean.flatten()[1:], minlength=len(count))
-        number = len(batch)
-        sums.append((found / count).nan_to_num() * number)
-        moments.append((moment / count).nan_to_num() * number)
-        there.append((count > 0) * number)
-        first = count if first is None else first
-        sizes += [(height, width)] * number
-    if first is None or bins is None or not sizes:
-        raise SpectralError("A spectrum by direction needs at least one image; the set given is empty.")
-    if not first.any():
-        raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")
-    shape, having = (sectors, bins + 1), torch.stack(there).sum(0)
-    return OrientedSpectrum(
-        angle=torch.arange(sectors, dtype=torch.float64) * (180.0 / sectors),
-        frequency=(torch.stack(moments).sum(0) / having).view(shape),
-        power=(torch.stack(sums).sum(0) / having).view(shape),
-        count=first.view(shape),
-        images=len(sizes),
-        size=(sum(h for h, _ in sizes) / len(sizes), sum(w for _, w in sizes) / len(sizes)),
-    )
+
+
+def _angles(sectors: int) -> Tensor:
+    return torch.arange(sectors, dtype=torch.float64) * (180.0 / sectors)
 
 
 @lru_cache(maxsize=8)

@@ -58,6 +58,7 @@ def mean_power_spectrum(
     images: Tensor,
     *,
     window: Window = "hann",
+    remove_dc: bool = True,
     gray: bool = False,
     mask: Tensor | None = None,
     progress: Progress | None = None,
@@ -66,7 +67,7 @@ def mean_power_spectrum(
 
     Args:
         images: [B, C, H, W], one or more, as for `power_spectrum`.
-        window, mask: as for `power_spectrum`.
+        window, remove_dc, mask: as for `power_spectrum`.
         gray: the luma of RGB images instead of the mean over their channels.
         progress: told of the images as they are done.
 
@@ -82,7 +83,7 @@ def mean_power_spectrum(
     half = torch.zeros(height, width // 2 + 1, dtype=planes.accumulator(images.device), device=images.device)
     for start, stop in chunks(images):
         chunk = planes.luma(images[start:stop]) if gray else images[start:stop]
-        half += half_plane_power(chunk, window, part(mask, start, stop)).sum(0)
+        half += half_plane_power(chunk, window, part(mask, start, stop), remove_dc).sum(0)
         if progress is not None:
             progress(stop - start)
     half = half.cpu().double() / max(len(images), 1)
@@ -107,9 +108,9 @@ def part(mask: Tensor | None, start: int, stop: int) -> Tensor | None:
     return mask if mask is None or len(mask) == 1 else mask[start:stop]
 
 
-def half_plane_power(images: Tensor, window: Window, mask: Tensor | None = None) -> Tensor:
-    """[B, C, H, W] → [B, H, W//2 + 1]: |DFT|²/(HW) without DC, averaged over channels, on the half plane of rfft2."""
+def half_plane_power(images: Tensor, window: Window, mask: Tensor | None = None, remove_dc: bool = True) -> Tensor:
+    """[B, C, H, W] → [B, H, W//2 + 1]: |DFT|²/(HW) averaged over channels, on the half plane of rfft2."""
     height, width = images.shape[-2:]
-    transform = torch.fft.rfft2(planes.prepare(images, window, mask))
+    transform = torch.fft.rfft2(planes.prepare(images, window, mask, remove_dc))
     power: Tensor = transform.real.square().add_(transform.imag.square()).sum(1)
     return power / (height * width * images.shape[1])
