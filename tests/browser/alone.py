@@ -84,6 +84,7 @@ def ticks(page: Page, name: str) -> tuple[list[tuple[float, float]], list[tuple[
         "(all) => all.map((t) => [t.getAttribute('text-anchor'), t.textContent, Number(t.getAttribute('x')), "
         "Number(t.getAttribute('y'))])"
     )
+    texts = [(anchor, text, x, y) for anchor, text, x, y in texts if text[-1:].isdigit()]  # marks have words
     across = [(number(text), x) for anchor, text, x, _ in texts if anchor == "middle"]
     return across, [(number(text), y - 4) for anchor, text, _, y in texts if anchor == "end"]
 
