@@ -93,7 +93,7 @@ def log_ratio(reference: RadialSpectrum, other: RadialSpectrum) -> tuple[Tensor,
                 f"other begins at {other_cycles[0].item():.3g}; use larger images."
             )
         cycles, expected = cycles[inside], expected[inside]
-        found = _interpolate_log(cycles, other_cycles, found)
+        found = interpolate_log(cycles, other_cycles, found)
     floor = RELATIVE_FLOOR * max(expected.max().item(), found.max().item(), torch.finfo(torch.float64).tiny)
     return cycles, sign * (found.clamp_min(floor) / expected.clamp_min(floor)).log()
 
@@ -103,7 +103,7 @@ def _cycles_and_amplitude(spectrum: RadialSpectrum) -> tuple[Tensor, Tensor]:
     return spectrum.frequency * spectrum.side, spectrum.power / math.prod(spectrum.size)
 
 
-def _interpolate_log(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
+def interpolate_log(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
     """known_y at x, linear in the logarithms of both; x lies within known_x."""
     tiny = torch.finfo(torch.float64).tiny
     right = torch.searchsorted(known_x, x).clamp(1, len(known_x) - 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import SpectralError
 from . import planes, power, radial
 from .planes import Progress, Window
-from .power_law import PowerLaw, fit_line
+from .slope import PowerLaw, fit_line
 
 #: Fewer sectors do not tell the axes from the diagonals; more leave a sector of a small image without frequencies.
 SECTORS = (4, 180)
