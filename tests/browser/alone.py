@@ -37,6 +37,12 @@ SHOW = """async ([cases, choices]) => {
     await new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)));
 }"""
 
+FACTORS = {"cycles/pixel": 1.0, "of Nyquist": 2.0, "cycles/image": 64.0}
+UNITS = [{"name": name, "label": f"frequency ({name})", "factor": factor} for name, factor in FACTORS.items()]
+X = {"label": "frequency", "log": True, "toggle": True, "units": UNITS}
+Y = {"label": "power", "log": True, "toggle": True}
+FREQUENCIES = [0.015625, 0.0625, 0.25, 0.5]
+
 
 @contextmanager
 def chart_page(scale: float = 1) -> Iterator[Page]:
@@ -76,6 +82,17 @@ def call(page: Page, name: str, *given: Any, module: str = "numbers") -> Any:
 def odd(*series: dict[str, Any], **axes: dict[str, Any]) -> dict[str, Any]:
     """A description of one view."""
     return {"title": "odd", "x": {"label": "x"}, "y": {"label": "y"}, "views": [{"name": "", "series": series}], **axes}
+
+
+def steps(count: int = 5) -> dict[str, Any]:
+    """Spectra that become steeper from step to step, of two kinds."""
+    views = [
+        {"name": [kind, f"{index}"], "series": [{"name": "prediction", "x": FREQUENCIES, "y": y}]}
+        for kind in ("luma", "colour")
+        for index in range(count)
+        for y in [[frequency ** -(1 + index / 2) for frequency in FREQUENCIES]]
+    ]
+    return {"title": "evolution", "x": X, "y": Y, "scrub": {"part": 1, "label": "step"}, "views": views}
 
 
 def ticks(page: Page, name: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

@@ -15,14 +15,25 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from .alone import HOST, LIGHT, box, call, chart_page, contrast, number, odd, show, ticks
+from .alone import (
+    FACTORS,
+    FREQUENCIES,
+    HOST,
+    LIGHT,
+    UNITS,
+    X,
+    Y,
+    box,
+    call,
+    chart_page,
+    contrast,
+    number,
+    odd,
+    show,
+    steps,
+    ticks,
+)
 from .conftest import OUTPUT
-
-FACTORS = {"cycles/pixel": 1.0, "of Nyquist": 2.0, "cycles/image": 64.0}
-UNITS = [{"name": name, "label": f"frequency ({name})", "factor": factor} for name, factor in FACTORS.items()]
-X = {"label": "frequency", "log": True, "toggle": True, "units": UNITS}
-Y = {"label": "power", "log": True, "toggle": True}
-FREQUENCIES = [0.015625, 0.0625, 0.25, 0.5]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +60,6 @@ def radial(alpha: float = 2.0, colour: int | str = 0, **more: Any) -> dict[str, 
     line = {"name": "teacher", "x": FREQUENCIES, "y": y, "low": [v / 2 for v in y], "high": [v * 2 for v in y]}
     view = {"name": "", "series": [{**line, "colour": colour}], "marks": [{"x": 0.25, "label": "cut-off"}]}
     return {"title": "radial", "x": X, "y": Y, "views": [view], **more}
-
-
-def steps(count: int = 5) -> dict[str, Any]:
-    """Spectra that become steeper from step to step, of two kinds."""
-    views = [
-        {"name": [kind, f"{index}"], "series": [{"name": "prediction", "x": FREQUENCIES, "y": y}]}
-        for kind in ("luma", "colour")
-        for index in range(count)
-        for y in [[frequency ** -(1 + index / 2) for frequency in FREQUENCIES]]
-    ]
-    return {"title": "evolution", "x": X, "y": Y, "scrub": {"part": 1, "label": "step"}, "views": views}
 
 
 def places(page: Page, name: str) -> list[tuple[float, float]]:
