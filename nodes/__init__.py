@@ -5,14 +5,19 @@ from __future__ import annotations
 from . import files, inputs
 from .compare import CompareSpectra, DFTDifferenceNode
 from .conditioning import ClassLabel, Unconditional
+from .evolution import SpectrumEvolution, SpectrumTrace
 from .examples import ExampleImages
+from .filters import FilterCorrelationNode
 from .gates import WaveletGate
 from .guidance import WaveletBands, WaveletGuidance
 from .latent import EmptyLatent
 from .loading import LoadCheckpoint
 from .lora import LoadLora
+from .response import DenoiserResponse
+from .save_spectrum import SaveSpectrum
 from .spectrum import PowerSpectrum, RadialSpectrumNode
 from .trace import GateTrace, GateTracePlot
+from .wiener import WienerFilter
 
 files.register()
 
@@ -32,6 +37,12 @@ NODE_CLASS_MAPPINGS = {
     "SpectralDiffusionRadialSpectrum": RadialSpectrumNode,
     "SpectralDiffusionCompareSpectra": CompareSpectra,
     "SpectralDiffusionDFTDifference": DFTDifferenceNode,
+    "SpectralDiffusionSpectrumTrace": SpectrumTrace,
+    "SpectralDiffusionSpectrumEvolution": SpectrumEvolution,
+    "SpectralDiffusionWienerFilter": WienerFilter,
+    "SpectralDiffusionFilterCorrelation": FilterCorrelationNode,
+    "SpectralDiffusionDenoiserResponse": DenoiserResponse,
+    "SpectralDiffusionSaveSpectrum": SaveSpectrum,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -50,6 +61,12 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionRadialSpectrum": "Radial Spectrum",
     "SpectralDiffusionCompareSpectra": "Compare Spectra",
     "SpectralDiffusionDFTDifference": "DFT Difference",
+    "SpectralDiffusionSpectrumTrace": "Spectrum Trace",
+    "SpectralDiffusionSpectrumEvolution": "Spectrum Evolution",
+    "SpectralDiffusionWienerFilter": "Wiener Filter",
+    "SpectralDiffusionFilterCorrelation": "Filter Correlation",
+    "SpectralDiffusionDenoiserResponse": "Denoiser Response",
+    "SpectralDiffusionSaveSpectrum": "Save Spectrum",
 }
 
 for _name, _kind in NODE_CLASS_MAPPINGS.items():

@@ -24,6 +24,7 @@ _OBJECTS = {
     "CLIP": ("cond_stage_model", "a CLIP, such as that of Load Checkpoint (Spectral Diffusion)"),
     "VAE": ("decode", "a VAE, such as that of Load Checkpoint (Spectral Diffusion)"),
     "SPECTRAL_GATES": ("runs", "the gates of a Gate Trace"),
+    "SPECTRAL_EVOLUTION": ("runs", "the evolution of a Spectrum Trace"),
     "WAVELET_BANDS": ("levels", "the bands of a Wavelet Bands"),
 }
 #: Where numbers of an image or a latent that are not finite come from.

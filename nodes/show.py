@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from PIL import Image
+from torch import Tensor
 
 from . import plot
 from .charts import Chart
@@ -20,8 +24,27 @@ def chart(made: Chart, table: str, numbers: dict[str, float], *more: Any) -> dic
 
     The page gets the chart to be explored, the numbers, and the table.
     """
-    ui = {"spectral_chart": [finite(made.described())], "numbers": [finite(numbers)], "table": [table]}
-    return {"ui": ui, "result": (plot.as_images([made.picture()]), *numbers.values(), table, *more)}
+    return {"ui": for_page(made, table, numbers), "result": (as_image(made), *numbers.values(), table, *more)}
+
+
+def for_page(made: Chart, table: str, numbers: dict[str, float]) -> dict[str, Any]:
+    """What the page is told of a chart."""
+    return {"spectral_chart": [finite(made.described())], "numbers": [finite(numbers)], "table": [table]}
+
+
+def as_image(made: Chart) -> Tensor:
+    """A chart's picture as a ComfyUI IMAGE."""
+    return plot.as_images([made.picture()])
+
+
+def temporary(image: Tensor) -> dict[str, str]:
+    """What the page asks for to see a picture [H, W, 3] in [0, 1], which is written where ComfyUI keeps previews."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"spectral_diffusion_{uuid.uuid4().hex}.png"
+    pixels = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    Image.fromarray(pixels).save(folder / name, compress_level=1)
+    return {"filename": name, "subfolder": "", "type": "temp"}
 
 
 def interactive(chart: Image.Image, described: dict[str, Any], table: str) -> dict[str, Any]:

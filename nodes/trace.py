@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..spectral.hooks import Direction
 from . import plot, plot_axes, show
 from .gates import BANDS, DIRECTIONS, check_gated, with_gate_patch
 from .patches import Moment
+from .recording import Record, traced_samplers
 
 AVERAGE = "average"
 HEADER = ("run", "timestep", "sigma", "direction", "level", *BANDS)
@@ -43,21 +44,15 @@ class _Call:
     gates: Tensor
 
 
-@dataclass
-class _Run:
-    prompt: str | None
-    calls: list[_Call] = field(default_factory=list)
-
-
 class GateRecord:
     """The gates of every sampling that a traced MODEL took part in; the last of each sampler node is kept."""
 
     def __init__(self) -> None:
-        self._runs: dict[str | None, _Run] = {}
+        self._calls: Record[list[_Call]] = Record(list)
         self._guided: Tensor | None = None
 
     def __deepcopy__(self, memo: Any) -> GateRecord:
-        """Itself: clones of the MODEL, which the ComfyUI of 2024 copies deeply, go on recording here."""
+        """Itself, as `Record`."""
         return self
 
     def __call__(self, gates: Tensor, direction: Direction, level: int, moment: Moment) -> Tensor:
@@ -71,7 +66,7 @@ class GateRecord:
         if asked is not None:
             mean = asked.detach().float().mean(dim=(0, 2))
             call = _Call(moment.timesteps[:1], moment.options.get("sigmas"), direction, level, mean)
-            self._run().calls.append(call)
+            self._calls.current().append(call)
         return gates
 
     def guided(self, args: dict[str, Any]) -> Tensor:
@@ -80,23 +75,8 @@ class GateRecord:
         return args["denoised"]  # type: ignore[no-any-return]
 
     def runs(self, samplers: Iterable[str]) -> list[list[Point]]:
-        """The points of each sampling by these nodes, oldest first.
-
-        For a prompt that no page waits for, ComfyUI of 2024 does not tell the node: then those of the last prompt.
-        """
-        unnamed = bool(self._runs) and list(self._runs)[-1] is None
-        wanted = {None} if unnamed else set(samplers)
-        chosen = [run for node, run in self._runs.items() if node in wanted]
-        return [[_point(call) for call in run.calls] for run in chosen if run.calls]
-
-    def _run(self) -> _Run:
-        """That of the sampling that is going on; a prompt's first call at a node replaces what was there before."""
-        prompt, node = _executing()
-        run = self._runs.get(node)
-        if run is None or run.prompt != prompt:
-            self._runs.pop(node, None)
-            run = self._runs[node] = _Run(prompt)
-        return run
+        """The points of each sampling by these nodes, as `Record.of`."""
+        return [[_point(call) for call in calls] for calls in self._calls.of(samplers) if calls]
 
 
 class GateTrace:
@@ -177,7 +157,7 @@ class GateTracePlot:
         Raises:
             SpectralError: nothing was recorded.
         """
-        runs = gates.runs(_traced_samplers(prompt or {}, str(node)))
+        runs = gates.runs(traced_samplers(prompt or {}, str(node), "gates"))
         if not runs:
             raise SpectralError(
                 "Gate Trace recorded nothing: connect its MODEL to the sampler whose LATENT comes here."
@@ -275,44 +255,3 @@ def _asked(gates: Tensor, kinds: list[int] | None) -> Tensor | None:
 def _point(call: _Call) -> Point:
     sigma = float("nan") if call.sigmas is None else float(call.sigmas[0])
     return Point(float(call.timesteps[0]), sigma, call.direction, call.level, tuple(call.gates.tolist()))
-
-
-def _executing() -> tuple[str | None, str | None]:
-    """The prompt and the node that ComfyUI is working on."""
-    try:
-        from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
-    except ImportError:  # before the middle of 2025
-        context = None
-    else:
-        context = get_executing_context()
-    if context is not None:
-        return context.prompt_id, context.node_id
-    from server import PromptServer  # type: ignore[import-not-found]  # ComfyUI's; it is there once nodes run
-
-    server = getattr(PromptServer, "instance", None)
-    return getattr(server, "last_prompt_id", None), getattr(server, "last_node_id", None)
-
-
-def _traced_samplers(prompt: dict[str, Any], node: str) -> set[str]:
-    """All nodes that lead to the input `samples` of `node`, and to which the Gate Trace of its input `gates` leads."""
-    inputs = prompt.get(node, {}).get("inputs", {})
-    traces = set(_linked({"gates": inputs.get("gates")}))
-    samplers = _upstream(prompt, {"samples": inputs.get("samples")})
-    return {one for one in samplers if traces & _upstream(prompt, prompt[one].get("inputs", {}))}
-
-
-def _upstream(prompt: dict[str, Any], inputs: dict[str, Any]) -> set[str]:
-    """All nodes whose results reach one of these inputs."""
-    found: set[str] = set()
-    ahead = _linked(inputs)
-    while ahead:
-        node = ahead.pop()
-        if node in prompt and node not in found:
-            found.add(node)
-            ahead += _linked(prompt[node].get("inputs", {}))
-    return found
-
-
-def _linked(inputs: dict[str, Any]) -> list[str]:
-    """The nodes at the other end of links, [node, slot] each."""
-    return [str(link[0]) for link in inputs.values() if isinstance(link, list) and len(link) == 2]

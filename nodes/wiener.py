@@ -1,0 +1,167 @@
+"""Wiener Filter: what the best linear denoiser of a MODEL's own schedule lets through, over frequency and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..spectral import spectrum
+from ..spectral.colours import sequence
+from ..spectral.spectrum import WienerTable
+from . import measured, show
+from .charts import Axis, Chart, Map, View
+from .levels import Levels, levels_of
+from .measured import CATEGORY, NYQUIST, SET, WINDOW
+from .plot import Series
+from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
+
+#: Frequencies of the curves, evenly in their logarithm, and rows and columns of the map.
+POINTS, ROWS, COLUMNS = 60, 50, 60
+LOWEST = 1 / 128
+
+
+class WienerFilter:
+    """The optimal linear denoiser at every noise level."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Draws the frequency response of the best linear denoiser, the Wiener filter, along the noise schedule of a "
+        "MODEL (Figure 3 of the paper): early steps can only bring back low frequencies, later ones more and more. The "
+        "power spectrum of clean pictures is measured from images or a LATENT, or is A / frequency^alpha."
+    )
+    SEARCH_ALIASES = ("optimal denoiser", "linear filter", "figure 3", "frequency response", "noise schedule")
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("plot", "table")
+    OUTPUT_TOOLTIPS = (PLOT_TOOLTIP, TABLE_TOOLTIP)
+    OUTPUT_NODE = True
+    FUNCTION = "draw"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        amplitude = (
+            "A of the power A / frequency^alpha that clean latents are taken to have, where nothing is connected to "
+            "images. White noise of variance 1, which is what is added, has the power 1."
+        )
+        alpha = "alpha of that power: 2 for photographs, 0 for what is equally strong at every frequency."
+        images = (
+            "Clean pictures as the model sees them, whose power is used instead of A / frequency^alpha: a LATENT from "
+            "VAE Encode, or images for a model that works on pixels."
+        )
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A model of any kind; only its noise schedule is looked at."}),
+                "amplitude": (
+                    "FLOAT",
+                    {"default": 1.0, "min": 1e-6, "max": 1e6, "step": 0.1, "round": 1e-6, "tooltip": amplitude},
+                ),
+                "alpha": ("FLOAT", {"default": 2.0, "min": 0.0, "max": 6.0, "step": 0.05, "tooltip": alpha}),
+                "levels": ("INT", {"default": 6, "min": 1, "max": 12, "tooltip": "How many noise levels get a curve."}),
+                "window": WINDOW,
+            },
+            "optional": {"images": (SET, {"tooltip": images})},
+        }
+
+    def draw(
+        self, model: Any, amplitude: float, alpha: float, levels: int, window: spectrum.Window, images: Any = None
+    ) -> dict[str, Any]:
+        """Curves, maps and table.
+
+        Raises:
+            SpectralError: images that cannot be measured.
+        """
+        frequency = torch.logspace(np.log10(LOWEST), np.log10(0.5), POINTS, dtype=torch.float64)
+        across = (torch.arange(COLUMNS, dtype=torch.float64) + 0.5) * (0.5 / COLUMNS)
+        curves, rows = levels_of(model, levels), levels_of(model, ROWS)
+        power, mapped, about = self._power(model, [frequency, across], amplitude, alpha, window, images)
+        table, map_table = _table(frequency, power, curves), _table(across, mapped, rows)
+        chart = Chart(
+            "Wiener filter",
+            measured.frequency_axis(LOWEST, 0.5, "cell"),
+            Axis("gain"),
+            _views(table, map_table, curves, rows),
+            notes=[about],
+            drawn=(2, 3),
+        )
+        return show.chart(chart, show.csv(HEADER, _rows(table, curves)), {})
+
+    def _power(
+        self,
+        model: Any,
+        frequencies: list[Tensor],
+        amplitude: float,
+        alpha: float,
+        window: spectrum.Window,
+        images: Any,
+    ) -> tuple[Tensor, Tensor, str]:
+        """The power of clean latents at two lists of frequencies, and where it comes from."""
+        if images is None:
+            first, second = (spectrum.power_law(one, amplitude, alpha) for one in frequencies)
+            return first, second, f"|X0|^2 = {amplitude:g} / frequency^{alpha:g}"
+        given = measured.as_set(scaled(model, images), "images of Wiener Filter")
+        radial = spectrum.radial_spectrum(given.planes, window=window, progress=measured.progress(len(given.planes)))
+        first, second = (spectrum.measured_power(radial, one) for one in frequencies)
+        return first, second, f"|X0|^2 of {given.about}"
+
+
+def scaled(model: Any, given: Any) -> Any:
+    """A LATENT in the scale in which the model sees it; anything else as it is."""
+    if isinstance(given, dict) and isinstance(given.get("samples"), Tensor):
+        return {"samples": model.model.process_latent_in(given["samples"])}
+    return given
+
+
+def _table(frequency: Tensor, power: Tensor, levels: Levels) -> WienerTable:
+    return spectrum.wiener_table(frequency, power, levels.signal, levels.noise, levels.timestep)
+
+
+def _views(table: WienerTable, mapped: WienerTable, curves: Levels, rows: Levels) -> list[View]:
+    bandwidth = Series("half of the power is signal", rows.timestep.numpy(), mapped.bandwidth.numpy(), colour="#009E73")
+    time = Axis("time step, from noise to picture", reversed=True)
+    return [
+        View(("reconstruction",), _curves(table, table.reconstruction, curves), marks=[NYQUIST], y=_gain("x_t to x_0")),
+        View(("noise",), _curves(table, table.noise_prediction, curves), marks=[NYQUIST], y=_gain("x_t to the noise")),
+        View(
+            ("signal kept",),
+            _curves(table, table.kept, curves),
+            marks=[NYQUIST],
+            y=Axis("share of the clean picture that comes through", within=(0.0, 1.0), low=0.0, high=1.0),
+        ),
+        View(("map",), map=_map(mapped, rows)),
+        View(("bandwidth",), [bandwidth], x=time, y=Axis("frequency (cycles per cell)", low=0.0, high=0.5)),
+    ]
+
+
+def _gain(what: str) -> Axis:
+    return Axis(f"gain of the filter from {what}", toggle=True, low=0.0)
+
+
+def _curves(table: WienerTable, values: Tensor, levels: Levels) -> list[Series]:
+    return [
+        Series(name, table.frequency.numpy(), row.numpy(), colour=colour)
+        for name, row, colour in zip(levels.names(), values, sequence(len(values)), strict=True)
+    ]
+
+
+def _map(table: WienerTable, levels: Levels) -> Map:
+    """Signal kept over frequency and the sampling, whose end, the picture, is on top."""
+    x = Axis("spatial frequency (cycles per cell)", low=0.0, high=0.5)
+    y = Axis("sampling (percent; 0: noise)", low=0.0, high=100.0)
+    return Map(table.kept.flip(0).numpy(), "share kept", x, y, 0.0, 1.0, square=False)
+
+
+HEADER = ("timestep", "sigma", "cycles_per_cell", "power", "reconstruction", "noise_filter", "kept", "bandwidth")
+
+
+def _rows(table: WienerTable, levels: Levels) -> Iterator[tuple[float, ...]]:
+    for index, (step, sigma) in enumerate(zip(levels.timestep.tolist(), levels.sigma.tolist(), strict=True)):
+        columns = (
+            table.frequency,
+            table.power,
+            *(values[index] for values in (table.reconstruction, table.noise_prediction, table.kept)),
+        )
+        for row in zip(*(column.tolist() for column in columns), strict=True):
+            yield step, sigma, *row, float(table.bandwidth[index])
