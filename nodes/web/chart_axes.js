@@ -22,12 +22,12 @@ export const widest = (axis) => CHARACTER * Math.max(...axis.ticks.map((tick) =>
  * Where a plot lies in a drawing of this size, in whole pixels, and how its values become places.
  * @param makeY, makeX the axes for so many ticks.
  * @param beside pixels that are left free on the right.
- * @returns left, top, right, bottom, axes x and y; start, where the y axis' label begins; toX and toY, pixels from the
- *   frame's upper left corner.
+ * @returns width and height of the drawing; left, top, right, bottom; axes x and y; start, where the y axis' label
+ *   begins; toX and toY, pixels from the frame's upper left corner.
  */
 export function makeFrame([width, height], makeX, makeY, beside = 0) {
   const [top, bottom] = [MARGIN.top, height - MARGIN.bottom];
-  const frame = { start: 8, top, bottom, right: Math.round(width - MARGIN.right - beside) };
+  const frame = { width, height, start: 8, top, bottom, right: Math.round(width - MARGIN.right - beside) };
   frame.y = makeY(ticksFor("y", frame.bottom - frame.top));
   frame.left = Math.round(16 + widest(frame.y));
   frame.x = makeX(ticksFor("x", frame.right - frame.left));
@@ -53,9 +53,9 @@ export function drawAxes(frame, { through = true } = {}) {
   const edge = `M${half(left)},${top}V${half(bottom)}H${right}`;
   group.append(make("path", { d: edge, class: "sd-chart-edge" }));
   const middle = { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle" };
-  const across = 2 * Math.min(middle.x, right + MARGIN.right - middle.x) - 8;
+  const across = 2 * Math.min(middle.x, frame.width - middle.x) - 8;
   group.append(label(middle, frame.x.label, across));
-  group.append(label({ x: frame.start, y: 14 }, frame.y.label, right + MARGIN.right - frame.start));
+  group.append(label({ x: frame.start, y: 14 }, frame.y.label, frame.width - frame.start));
   return group;
 }
 
@@ -69,14 +69,14 @@ export function label(place, text, pixels) {
 
 /** A number under the axis, moved as far as it must be to stay on the drawing. */
 function below(frame, at, text) {
-  const most = frame.right + MARGIN.right - (CHARACTER * text.length) / 2;
+  const most = frame.width - (CHARACTER * text.length) / 2;
   return make("text", { x: Math.min(at, most), y: frame.bottom + 16, "text-anchor": "middle" }, text);
 }
 
 /** The x that is read, on its axis. */
 export function chip(frame, at, text) {
   const width = 14 + CHARACTER * text.length;
-  const x = Math.min(Math.max(at, width / 2), frame.right + MARGIN.right - width / 2);
+  const x = Math.min(Math.max(at, width / 2), frame.width - width / 2);
   return boxed(x, frame.bottom + 3, width, text);
 }
 

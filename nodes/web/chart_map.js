@@ -68,7 +68,7 @@ export class HeatMap {
     const x = beside + BAR.text + widest(this.scale) + BAR.label - 8;
     const y = (top + bottom) / 2;
     const turned = { x, y, "text-anchor": "middle", transform: `rotate(-90 ${x} ${y})` };
-    group.append(label(turned, this.map.label, bottom - top + 40));
+    group.append(label(turned, this.map.label, 2 * Math.min(y, this.frame.height - y) - 4));
     return group;
   }
 
