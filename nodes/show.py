@@ -53,16 +53,30 @@ def interactive(chart: Image.Image, described: dict[str, Any], table: str) -> di
     """A node's result: chart and table; `web/chart.js` draws `described` in the node, to be explored.
 
     Args:
-        described: of these, `title`, `x`, `y` and `views` must be there.
+        described: of these, `title`, `x`, `y` and `views` must be there; a chart of maps alone needs no `x` and `y`.
 
             - `title`: what it is, for people who do not see it.
+            - `notes`: short lines above the plot.
             - `x`, `y`: the axes, each a `label` and perhaps `log`, `reversed`, its ends `low` and `high`, and `within`,
-              two limits that are not left where the ends are rounded. A view may have axes of its own.
-            - `views`: of which one is shown at a time. Each has `series`, a `name`, or a list of names that are picked
-              one by one, and perhaps `marks`, vertical lines with `x` and `label`.
-            - series: `name`, `x` and `y`, where None breaks the line, and perhaps `colour` (place in the palette),
-              `dashed`, and `low` and `high`, the edges of a band around the line. Those of one name are one in the
-              legend.
+              two limits that are not left where the ends are rounded. A view may have axes of its own. With `toggle`
+              the person may change between logarithmic and linear, and `log` is how it begins. `units`, of which the
+              person picks one, each have a `name`, the axis' `label` in it, and a `factor`; all numbers of the
+              description are in a unit of factor 1.
+            - `views`: of which one is shown at a time. Each has `series` or a `map`, a `name`, or a list of names that
+              are picked one by one, and perhaps `marks`, vertical lines with `x` and `label`, and a `picture` beside
+              it: `filename`, `subfolder` and `type` as in `images`, and a `caption`. Names tell views apart.
+            - series: `name`, `x` and `y`, where None breaks the line, and perhaps `colour` (place in the palette, or
+              "#rrggbb"), `dashed`, and `low` and `high`, the edges of a band around the line. Those of one name are one
+              in the legend.
+            - map: `values`, rows from top to bottom, where None is hatched; `label`, what they are; perhaps `low` and
+              `high`, the ends of the colours, which all maps of one label share otherwise; `diverging`, for colours
+              around 0; `x` and `y`, axes whose `low` and `high` are the outer edges of the map, the left and right
+              one, the bottom and top one, in which `low` may be the larger; and `square`, for both axes at one scale.
+            - `scrub`: a `part` of the views' lists of names, counted from 0, that a slider steps through in the order
+              of the views, and its `label`.
+
+            The last description is saved with the workflow where its JSON, five digits a number, has at most 48,000
+            characters.
     """
     return {"ui": {"spectral_chart": [finite(described)]}, "result": (plot.as_images([chart]), table)}
 

@@ -1,322 +1,278 @@
-// A chart of lines to be explored: pick a view, hide lines, point at them or step along with the arrow keys.
+// A chart to be explored: pick a view or step through them, hide lines, point at values or read them by arrow keys.
 // It is drawn from the description of nodes/show.py `interactive` and knows nothing of ComfyUI but its colours.
-import * as numbers from "./chart_numbers.js";
-import { buttons, dot, list, make, path, toClipboard } from "./chart_parts.js";
+import { axesOf, converted, overlaid, pinnable, viewName } from "./chart_choice.js";
+import { lineColour, readable } from "./chart_colours.js";
+import { keepable, rounded, sound, soundChoice } from "./chart_described.js";
+import { Legend } from "./chart_legend.js";
+import { Lines } from "./chart_lines.js";
+import { HeatMap } from "./chart_map.js";
+import { buttons, Figure, list, make, refill, toClipboard, toggle } from "./chart_parts.js";
+import { Scrubber } from "./chart_scrubber.js";
 
-/** In pixels: space above and beside the frame, and below it for ticks and label; room that one tick takes. */
-const MARGIN = { top: 26, right: 16, bottom: 40 };
-const TICK = { x: 76, y: 34 };
-/** More ticks than this help nobody. */
-const TICKS = 8;
-/** In pixels: points stand out where they are further apart; points that are read are no further from the guide. */
-const SPARSE = 9;
-const REACH = 12;
-/** How far a point's mark may reach out of the frame. */
-const EDGE = 5;
-/** The width of a digit, in pixels. */
-const CHARACTER = 6.6;
 /** Up to so many choices are buttons side by side; more are a list. */
 const BUTTONS = 5;
-const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
-
-const parts = (view) => [view.name].flat();
-const half = (value) => Math.round(value) + 0.5;
+/** In pixels: with less room than this a picture stands above the plot, not beside it; smaller plots are not drawn. */
+const NARROW = 440;
+const SMALLEST = 80;
 
 export class Chart {
-  /** @param onChange called with what the person chose, {view, hidden}, to be given to `show` another time. */
-  constructor(onChange = () => {}) {
-    this.onChange = onChange;
-    this.hidden = new Set();
+  /**
+   * @param onChange called with what the person chose, to be given to `show` another time.
+   * @param pictureUrl gives the address of a view's `picture`, or null.
+   */
+  constructor(onChange = () => {}, { pictureUrl = () => null } = {}) {
+    Object.assign(this, { onChange, pictureUrl, hidden: new Set(), units: [], logs: {}, pinned: null });
     this.pickers = make("div", { class: "sd-chart-pickers" });
+    this.tools = make("div", { class: "sd-chart-tools" });
     this.copier = make("button", { type: "button", class: "sd-chart-copy", title: "Copy the numbers of this view" });
+    this.copier.append("Copy CSV");
     this.copier.addEventListener("click", () => this.copy());
+    this.notes = make("div", { class: "sd-chart-notes" });
+    this.figure = new Figure();
+    this.canvas = make("canvas", { class: "sd-chart-canvas" });
     this.svg = make("svg", { class: "sd-chart-svg", tabindex: "0", role: "application" });
-    this.plot = make("div", { class: "sd-chart-plot" }, this.svg);
-    this.legend = make("div", { class: "sd-chart-legend" });
+    this.plot = make("div", { class: "sd-chart-plot" }, this.canvas, this.svg);
+    this.body = make("div", { class: "sd-chart-body" }, this.figure.element, this.plot);
+    this.legend = new Legend((name, show) => this.hide(name, show));
+    this.reading = make("div", { class: "sd-chart-reading", "aria-hidden": "true" });
+    this.scrubber = new Scrubber((name) => this.pick(this.described.scrub.part, name), () => this.chosen());
     this.status = make("div", { class: "sd-chart-status", role: "status", "aria-live": "polite" });
     this.hint = make("div", { class: "sd-chart-hint" }, "Run the workflow to see the chart.");
-    const bar = make("div", { class: "sd-chart-bar" }, this.pickers, this.copier);
-    this.element = make("div", { class: "sd-chart" }, bar, this.plot, this.legend, this.status, this.hint);
+    const right = make("div", { class: "sd-chart-right" }, this.tools, this.copier);
+    const bar = make("div", { class: "sd-chart-bar" }, this.pickers, right);
+    const below = [this.legend.element, this.reading, this.scrubber.element, this.status, this.hint];
+    this.element = make("div", { class: "sd-chart" }, bar, this.notes, this.body, ...below);
+    this.lines = new Lines(this.svg, (values, said) => {
+      this.legend.read(values);
+      this.status.textContent = said;
+    });
+    this.map = new HeatMap(this.svg, this.canvas, (text, said) => {
+      this.reading.textContent = text;
+      this.status.textContent = said;
+    });
     this.listen();
     this.show(null);
   }
 
   /** Forget the page. */
   dispose() {
+    this.scrubber.halt();
     this.sizes.disconnect();
     this.themes.disconnect();
+    this.density?.removeEventListener("change", this.redraw);
   }
 
-  /** Show a description, or the hint that there is none yet; `chosen` is what `onChange` was called with. */
-  show(described, chosen = {}) {
-    this.described = described?.views?.length ? described : null;
+  /** Show a description, or the hint that there is none; `choice` is what `onChange` was called with. */
+  show(described, choice) {
+    this.scrubber.halt();
+    this.described = sound(described);
     this.element.classList.toggle("sd-chart-empty", !this.described);
     if (!this.described) return;
-    this.hidden = new Set(chosen.hidden ?? []);
-    this.view = described.views.find((view) => parts(view).join(", ") === chosen.view) ?? described.views[0];
-    this.compose();
+    const { view, hidden, units, logs, pinned } = soundChoice(choice);
+    // What is too large to be kept with the workflow stays here.
+    Object.assign(this, { hidden: new Set(hidden), units, logs, pinned: pinned ?? this.pinned });
+    const { views } = this.described;
+    this.name = (views.find((one) => viewName(one) === view) ?? views[0]).name;
+    this.arrange();
   }
 
   listen() {
     this.sizes = new ResizeObserver(() => this.draw());
     this.sizes.observe(this.plot);
+    this.sizes.observe(this.body);
     this.themes = new MutationObserver(() => this.background() === this.paper || this.compose());
     for (const element of [document.documentElement, document.body]) {
       this.themes.observe(element, { attributes: true, attributeFilter: ["class", "style"] });
     }
+    this.redraw = () => {
+      this.watchDensity();
+      this.draw();
+    };
+    this.watchDensity();
     this.svg.addEventListener("pointermove", (event) => this.follow(event));
     this.svg.addEventListener("pointerdown", (event) => this.follow(event));
-    this.svg.addEventListener("pointerleave", () => this.point(null));
-    this.svg.addEventListener("blur", () => this.point(null));
+    this.svg.addEventListener("pointerleave", () => this.drawing?.point(null));
+    this.svg.addEventListener("blur", () => this.drawing?.point(null));
     this.svg.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  /** Notice when the window comes to a screen with other pixels. */
+  watchDensity() {
+    this.density?.removeEventListener("change", this.redraw);
+    this.density = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
+    this.density.addEventListener("change", this.redraw);
   }
 
   background() {
     return getComputedStyle(this.element).backgroundColor;
   }
 
-  /** Pickers and legend of the view, then the drawing. */
+  /** The description as the person wants to see it: with what is pinned, in the chosen units. */
+  arrange() {
+    const of = (described) => JSON.stringify(rounded(pinnable(described)));
+    this.ahead = this.pinned && of(this.pinned) === of(this.described);
+    const both = this.pinned && !this.ahead ? overlaid(this.described, this.pinned) : this.described;
+    this.shown = converted(both, this.units, this.logs);
+    this.compose();
+  }
+
+  /** The view that is shown, and what draws it. */
+  get view() {
+    return this.shown.views.find((one) => viewName(one) === viewName(this));
+  }
+
+  get drawing() {
+    if (!this.described) return null;
+    return this.view.map ? this.map : this.lines;
+  }
+
+  /** Everything around the drawing, then the drawing. */
   compose() {
+    if (!this.described) return;
+    const { view, described } = this;
     this.paper = this.background();
     const behind = this.paper.match(/[\d.]+/g)?.slice(0, 3).map(Number) ?? [255, 255, 255];
-    const palette = numbers.OKABE_ITO;
-    this.series = this.view.series.map((one, index) => {
-      return { ...one, stroke: numbers.readable(palette[(one.colour ?? index) % palette.length], behind) };
+    this.series = view.series.map((one, index) => {
+      return { ...one, stroke: readable(lineColour(one.colour ?? index), behind) };
     });
-    this.pickers.replaceChildren(...this.choices());
-    this.copier.replaceChildren("Copy CSV");
-    this.entries = new Map();
-    for (const one of this.series) {
-      if (!this.entries.has(one.name)) this.entries.set(one.name, this.entry(one));
+    refill(this.pickers, this.choices());
+    refill(this.tools, [...this.unitPickers(), ...this.switches(), this.pin()]);
+    const ahead = this.ahead ? ["Pinned as A: what is shown next is compared with this."] : [];
+    this.notes.replaceChildren(...[...described.notes, ...ahead].map((note) => make("div", {}, note)));
+    this.figure.show(view.picture ? this.pictureUrl(view.picture) : null, view.picture?.caption);
+    this.legend.update(view.map ? [] : this.series, this.hidden);
+    this.element.classList.toggle("sd-chart-mapped", Boolean(view.map));
+    this.element.classList.toggle("sd-chart-scrubbed", Boolean(described.scrub));
+    if (described.scrub) {
+      const { part, label } = described.scrub;
+      this.scrubber.update(label, this.options(part), this.name[part]);
     }
-    this.legend.replaceChildren(...[...this.entries.values()].map((entry) => entry.button));
-    const name = parts(this.view).join(", ");
-    this.svg.setAttribute("aria-label", `${this.described.title}: ${name}. Arrow keys read the values.`);
+    const known = [described.title, viewName(view)].filter(Boolean).join(": ");
+    this.svg.setAttribute("aria-label", `${known}. Arrow keys read the values.`);
     this.draw();
   }
 
-  /** A picker for each part of the views' names that differs between them. */
+  /** The names at a place of the views' names: of the scrubber those beside the other parts that are shown. */
+  options(place) {
+    const alike = (view) => view.name.every((part, index) => index === place || part === this.name[index]);
+    const views = this.described.scrub?.part === place ? this.described.views.filter(alike) : this.described.views;
+    return [...new Set(views.map((view) => view.name[place]))];
+  }
+
+  /** A picker for each part of the views' names that differs between them; the scrubber picks one. */
   choices() {
-    const { views } = this.described;
-    const chosen = parts(this.view);
-    return chosen.flatMap((current, place) => {
-      const options = [...new Set(views.map((view) => parts(view)[place]))];
-      const pick = (option) => this.pick(chosen.with(place, option));
-      if (options.length < 2) return [];
-      return [options.length > BUTTONS ? list(options, current, pick) : buttons(options, current, pick)];
+    return this.name.flatMap((current, place) => {
+      const options = this.options(place);
+      if (options.length < 2 || place === this.described.scrub?.part) return [];
+      const pick = (option) => {
+        this.pick(place, option);
+        this.chosen();
+      };
+      const key = `part ${place}`;
+      if (options.length > BUTTONS) return [list(key, "View", options, current, pick)];
+      return [buttons(key, options, current, pick)];
     });
   }
 
-  /** Change to the view of this name, or to the first with its last changed part. */
-  pick(wanted) {
-    const shared = (view) => parts(view).filter((part, place) => part === wanted[place]).length;
-    this.view = this.described.views.reduce((best, view) => (shared(view) > shared(best) ? view : best));
-    const at = this.pickers.contains(document.activeElement) ? document.activeElement.textContent : null;
+  /** A list for the units of each axis that has several; axes of the same units share it. */
+  unitPickers() {
+    const lists = new Map();
+    for (const axis of Object.values(axesOf(this.shown, this.view))) {
+      const names = (axis.units ?? []).map((unit) => unit.name);
+      const pick = (name) => {
+        this.units = [...this.units.filter((one) => !names.includes(one)), name];
+        this.lines.cursor = null;
+        this.arrange();
+        this.chosen();
+      };
+      if (names.length > 1) lists.set(names.join(), list(`units ${names}`, "Units", names, axis.unit, pick));
+    }
+    return lists.values();
+  }
+
+  /** A switch for each axis that may be linear or logarithmic. */
+  switches() {
+    const axes = Object.entries(this.view.map ? {} : axesOf(this.shown, this.view));
+    return axes.filter(([, axis]) => axis.toggle).map(([name, axis]) => {
+      const title = `Logarithmic or linear ${name} axis`;
+      return toggle(`${name} log`, title, Boolean(axis.log), () => {
+        this.logs = { ...this.logs, [name]: !axis.log };
+        this.arrange();
+        this.chosen();
+      });
+    });
+  }
+
+  /** Keeps what is shown, to be compared with what comes later. */
+  pin() {
+    const title = this.pinned ? "Forget A" : "Keep this as A and compare with it what is shown next";
+    const button = toggle(this.pinned ? "Unpin" : "Pin", title, Boolean(this.pinned), () => {
+      this.pinned = this.pinned ? null : sound(pinnable(this.described));
+      this.arrange();
+      this.chosen();
+    });
+    button.dataset.key = "pin";
+    return button;
+  }
+
+  /** Change to the view with this name at a place, or to the first of those that are most alike. */
+  pick(place, option) {
+    const wanted = this.name.map((part, index) => (index === place ? option : part));
+    const shared = ({ name }) => name.filter((part, index) => part === wanted[index]).length;
+    const { views } = this.described;
+    this.name = views.reduce((best, view) => (shared(view) > shared(best) ? view : best)).name;
     this.compose();
-    [...this.pickers.querySelectorAll("button")].find((button) => button.textContent === at)?.focus();
+  }
+
+  hide(name, show) {
+    if (show) this.hidden.delete(name);
+    else this.hidden.add(name);
+    this.draw();
     this.chosen();
   }
 
   chosen() {
-    this.onChange({ view: parts(this.view).join(", "), hidden: [...this.hidden] });
+    const choice = { view: viewName(this), hidden: [...this.hidden] };
+    if (this.units.length) choice.units = this.units;
+    if (Object.keys(this.logs).length) choice.logs = this.logs;
+    const pinned = this.pinned && keepable(this.pinned);
+    if (pinned) choice.pinned = pinned;
+    this.onChange(choice);
   }
 
-  /** A series in the legend, with the place where its value is read. */
-  entry(one) {
-    const value = make("span", { class: "sd-chart-value" });
-    const sample = make("span", { class: one.dashed ? "sd-chart-sample sd-chart-dashed" : "sd-chart-sample" });
-    sample.style.color = one.stroke;
-    const shown = !this.hidden.has(one.name);
-    const button = make("button", { type: "button", "aria-pressed": shown, title: "Show or hide this line" });
-    button.append(sample, make("span", {}, one.name), value);
-    button.addEventListener("click", () => {
-      const show = this.hidden.delete(one.name);
-      if (!show) this.hidden.add(one.name);
-      button.setAttribute("aria-pressed", show);
-      this.draw();
-      this.chosen();
-    });
-    return { button, value };
-  }
-
-  shown(view = this) {
-    return view.series.filter((one) => !this.hidden.has(one.name));
-  }
-
-  /** Everything within the frame, at the size that there is. */
+  /** The plot, at the size that there is. */
   draw() {
-    const [width, height] = [this.plot.clientWidth, this.plot.clientHeight];
-    if (!this.described || width < 80 || height < 80) return;
-    this.frame(width, height);
-    const inner = this.inner();
-    for (const one of this.shown()) inner.append(...this.band(one));
-    for (const one of this.shown()) inner.append(...this.line(one));
-    this.pointer = make("g", { class: "sd-chart-pointer" });
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.svg.replaceChildren(this.grid(), inner, this.pointer);
-    this.point(this.cursor ?? null);
-  }
-
-  /** Axes and where they lie. Views share them, so that they can be compared, unless they have their own. */
-  frame(width, height) {
-    const own = ["x", "y"].map((name) => this.view[name] ?? this.described[name] ?? {});
-    const peers = this.view.y ? [this.view] : this.described.views.filter((view) => !view.y);
-    const across = [this.view, ...(this.view.x ? [] : this.described.views.filter((view) => !view.x))];
-    const values = peers.flatMap((view) => this.shown(view)).flatMap((one) => [one.y, one.low, one.high]);
-    [this.top, this.bottom, this.right] = [MARGIN.top, height - MARGIN.bottom, width - MARGIN.right];
-    this.y = numbers.makeAxis(own[1], values, Math.min((this.bottom - this.top) / TICK.y, TICKS), true);
-    const widest = Math.max(...this.y.ticks.map((tick) => numbers.tickText(tick, this.y.log).length), 2);
-    this.left = 16 + CHARACTER * widest;
-    const xs = across.flatMap((view) => view.series.map((one) => one.x));
-    this.x = numbers.makeAxis(own[0], xs, Math.min((this.right - this.left) / TICK.x, TICKS), false);
-    this.toX = (value) => this.x.place(value) * (this.right - this.left);
-    this.toY = (value) => (1 - this.y.place(value)) * (this.bottom - this.top);
-  }
-
-  /** What clips the lines, from the frame's upper left corner on. */
-  inner() {
-    const [width, height] = [this.right - this.left + 2 * EDGE, this.bottom - this.top + 2 * EDGE];
-    const place = { x: this.left - EDGE, y: this.top - EDGE, width, height };
-    return make("svg", { ...place, viewBox: `${-EDGE} ${-EDGE} ${width} ${height}` });
-  }
-
-  grid() {
-    const { left, right, top, bottom } = this;
-    const group = make("g", { class: "sd-chart-axes" });
-    for (const tick of this.x.ticks) {
-      const at = half(left + this.toX(tick));
-      group.append(make("line", { x1: at, x2: at, y1: top, y2: bottom }));
-      group.append(this.below(at, numbers.tickText(tick, this.x.log)));
+    this.body.classList.toggle("sd-chart-narrow", this.body.clientWidth < NARROW);
+    const size = [this.plot.clientWidth, this.plot.clientHeight];
+    if (!this.described || Math.min(...size) < SMALLEST) return;
+    const { view } = this;
+    this.svg.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
+    if (view.map) this.map.draw(this.shown, view.map, size);
+    else {
+      const series = this.series.filter((one) => !this.hidden.has(one.name));
+      this.lines.draw(this.shown, view, series, this.hidden, size);
     }
-    for (const tick of this.y.ticks) {
-      const at = half(top + this.toY(tick));
-      group.append(make("line", { x1: left, x2: right, y1: at, y2: at }));
-      group.append(make("text", { x: left - 7, y: at + 4, "text-anchor": "end" }, numbers.tickText(tick, this.y.log)));
-    }
-    const edge = `M${half(left)},${top}V${half(bottom)}H${right}`;
-    group.append(make("path", { d: edge, class: "sd-chart-edge" }));
-    const middle = (left + right) / 2;
-    const label = { class: "sd-chart-label" };
-    group.append(make("text", { ...label, x: middle, y: bottom + 34, "text-anchor": "middle" }, this.x.label));
-    group.append(make("text", { ...label, x: 8, y: 14 }, this.y.label));
-    for (const mark of this.view.marks ?? []) group.append(...this.mark(mark));
-    return group;
   }
 
-  /** A number under the axis, moved as far as it must be to stay on the drawing. */
-  below(at, text) {
-    const most = this.right + MARGIN.right - CHARACTER * text.length / 2;
-    return make("text", { x: Math.min(at, most), y: this.bottom + 16, "text-anchor": "middle" }, text);
-  }
-
-  mark({ x, label }) {
-    const at = half(this.left + this.toX(x));
-    if (!(at >= this.left && at <= this.right + 1)) return [];
-    const line = make("line", { class: "sd-chart-mark", x1: at, x2: at, y1: this.top, y2: this.bottom });
-    return [line, make("text", { x: at - 5, y: this.top + 12, "text-anchor": "end" }, label)];
-  }
-
-  /** The points of a series in the frame, parted where it has none. */
-  runs(one, ...edges) {
-    const runs = [[]];
-    one.x.forEach((x, index) => {
-      const point = [this.toX(x), ...edges.map((edge) => this.toY(edge[index]))];
-      if (point.every(Number.isFinite)) runs.at(-1).push(point);
-      else if (runs.at(-1).length) runs.push([]);
-    });
-    return runs.filter((run) => run.length);
-  }
-
-  line(one) {
-    const runs = this.runs(one, one.y);
-    const style = { stroke: one.stroke, class: one.dashed ? "sd-chart-line sd-chart-dashed" : "sd-chart-line" };
-    const lines = runs.filter((run) => run.length > 1).map((run) => make("path", { ...style, d: path(run) }));
-    const points = runs.flat();
-    const sparse = points.length * SPARSE < this.right - this.left;
-    const alone = runs.filter((run) => run.length === 1).flat();
-    const dots = (sparse ? points : alone).map(([x, y]) => dot(x, y, sparse ? 2.5 : 2, one.stroke));
-    return [...lines, ...dots];
-  }
-
-  band(one) {
-    if (!one.low || !one.high) return [];
-    const low = one.low.map((value) => (value === null ? null : Math.max(value, this.y.low)));
-    return this.runs(one, low, one.high).map((run) => {
-      const above = run.map(([x, , y]) => [x, y]);
-      const below = run.map(([x, y]) => [x, y]).reverse();
-      return make("path", { class: "sd-chart-band", fill: one.stroke, d: `${path([...above, ...below])}Z` });
-    });
-  }
-
+  /** The drawing may be shown larger or smaller than it is, on a canvas that is zoomed. */
   follow(event) {
+    if (!this.drawing?.frame) return;
     const box = this.svg.getBoundingClientRect();
-    const at = ((event.clientX - box.left) * this.plot.clientWidth) / box.width - this.left;
-    const xs = this.places();
-    this.point(xs[numbers.nearest(xs.map(this.toX), at)] ?? null);
-  }
-
-  /** Where there is something to read, ascending. */
-  places() {
-    return this.described && this.toX ? numbers.allX(this.shown(), this.x.log) : [];
+    const zoom = this.plot.clientWidth / box.width;
+    this.drawing.follow((event.clientX - box.left) * zoom, (event.clientY - box.top) * zoom);
   }
 
   key(event) {
-    if (event.key === "Escape" && this.cursor !== null) this.point(null);
-    else if (event.key in STEPS) this.step(STEPS[event.key]);
-    else return;
+    if (!this.drawing?.frame) return;
+    if (event.key === "Escape" && this.drawing.cursor !== null) this.drawing.point(null);
+    else if (!this.drawing.key(event.key)) return;
     event.preventDefault();
     event.stopPropagation();
   }
 
-  /** So many points to the right, as they are drawn. */
-  step(by) {
-    const xs = this.places().sort((a, b) => this.toX(a) - this.toX(b));
-    const at = xs.indexOf(this.cursor);
-    const from = at < 0 && by < 0 ? xs.length : at;
-    this.point(xs[Math.min(Math.max(from + by, 0), xs.length - 1)] ?? null);
-  }
-
-  /** Mark what lies at this x and write its numbers; null: nothing. */
-  point(x) {
-    this.cursor = x;
-    this.pointer?.replaceChildren();
-    for (const entry of this.entries?.values() ?? []) entry.value.textContent = "";
-    if (x === null || !this.pointer) {
-      this.status.textContent = "";
-      return;
-    }
-    const at = this.left + this.toX(x);
-    this.pointer.append(make("line", { x1: half(at), x2: half(at), y1: this.top, y2: this.bottom }));
-    for (const one of this.shown()) this.read(one, at - this.left);
-    this.pointer.append(...this.chip(at, numbers.valueText(x)));
-    const values = [...this.entries].filter(([, entry]) => entry.value.textContent);
-    const said = values.map(([name, entry]) => `${name} ${entry.value.textContent}`).join(", ");
-    this.status.textContent = `${this.x.label} ${numbers.valueText(x)}: ${said}`;
-  }
-
-  /** Mark the point of a series that is nearest to a place along the axis, if it is near. */
-  read(one, at) {
-    const places = one.x.map(this.toX);
-    const index = numbers.nearest(places, at);
-    if (index < 0 || Math.abs(places[index] - at) > REACH) return;
-    const { value } = this.entries.get(one.name);
-    value.textContent += (value.textContent && " / ") + numbers.valueText(one.y[index]);
-    const y = this.top + this.toY(one.y[index]);
-    const inside = y >= this.top - 1 && y <= this.bottom + 1;
-    if (inside) this.pointer.append(dot(this.left + places[index], y, 4.5, one.stroke));
-  }
-
-  /** The x that is read, on its axis. */
-  chip(at, text) {
-    const width = 14 + CHARACTER * text.length;
-    const x = Math.min(at, this.right + MARGIN.right - width / 2);
-    const box = make("rect", { x: x - width / 2, y: this.bottom + 3, width, height: 18, rx: 4 });
-    return [box, make("text", { x, y: this.bottom + 16, "text-anchor": "middle" }, text)];
-  }
-
   async copy() {
-    const said = (await toClipboard(numbers.csv(this.x.label, this.shown()))) ? "Copied" : "Not allowed";
-    this.copier.textContent = said;
+    const text = this.drawing?.frame ? this.drawing.csv() : "";
+    this.copier.textContent = (await toClipboard(text)) ? "Copied" : "Not allowed";
     setTimeout(() => (this.copier.textContent = "Copy CSV"), 1500);
   }
 }

@@ -1,16 +1,13 @@
-// The numbers behind a chart: axes and ticks, what is nearest, colours, CSV. Nothing here touches the page.
+// The numbers behind a chart: axes and ticks, what is nearest, texts, CSV. Nothing here touches the page.
 // What a chart is made of says the docstring of nodes/show.py `interactive`.
 
-/** Okabe and Ito's colours, those of nodes/plot.py. */
-export const OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
-
-/** Lines need this much contrast with what lies behind them (WCAG 2.1, graphical objects). */
-const CONTRAST = 3;
 /** How many decades below its largest value a logarithmic axis goes. */
 const DECADES = 9;
 const LEADS = [1, 2, 5];
+/** A linear axis that could be logarithmic begins at zero where its data go down to this part of their largest. */
+const NEAR_ZERO = 0.5;
 
-const usable = (value, log) => typeof value === "number" && Number.isFinite(value) && (!log || value > 0);
+export const usable = (value, log) => typeof value === "number" && Number.isFinite(value) && (!log || value > 0);
 
 /** 1, 2 or 5 times a power of ten: the smallest step that cuts `spread` into at most `count` parts. */
 export function roundStep(spread, count) {
@@ -20,25 +17,33 @@ export function roundStep(spread, count) {
 
 /** Multiples of a round step from `low` to `high`. */
 export function linearTicks(low, high, count) {
-  const step = roundStep(high - low, Math.max(count, 1));
+  const most = Math.max(count, 1);
+  const step = roundStep(high - low, most);
+  const first = Math.ceil(low / step - 1e-6);
+  // Numbers that are all but equal may have no multiples of the step between them, or too many by rounding.
+  const parts = Math.min(Math.floor(high / step + 1e-6) - first, most + 1);
   const ticks = [];
-  for (let index = Math.ceil(low / step - 1e-6); index <= high / step + 1e-6; index += 1) {
-    ticks.push(Number((index * step).toPrecision(12)));
-  }
+  for (let index = 0; index <= parts; index += 1) ticks.push(Number(((first + index) * step).toPrecision(12)));
   return ticks;
 }
 
 /** 1, 2 and 5 of each decade where there is room for them, else powers of ten, or every second, third … of those. */
 export function logTicks(low, high, count) {
   const decades = Math.log10(high / low);
-  const leads = decades * 3 <= count ? LEADS : [1];
   const every = Math.max(1, Math.ceil(decades / Math.max(count, 1)));
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
-    if (power % every) continue;
-    ticks.push(...leads.map((lead) => Number((lead * 10 ** power).toPrecision(12))));
+  const within = (tick) => tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9);
+  const choices = decades * 3 <= count ? [LEADS] : [[1], [1, 3], LEADS];
+  let ticks = [];
+  // One tick alone does not say what the axis' scale is: then there are more, even if they are close.
+  for (const leads of choices) {
+    ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+      if (power % every) continue;
+      ticks.push(...leads.map((lead) => Number((lead * 10 ** power).toPrecision(12))).filter(within));
+    }
+    if (ticks.length > 1) return ticks;
   }
-  return ticks.filter((tick) => tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9));
+  return ticks;
 }
 
 /** Smallest and largest of what can be drawn in these lists, or null where nothing can. */
@@ -57,10 +62,12 @@ export function extent(lists, log = false) {
 
 /**
  * An axis around all values.
- * @param described label, and perhaps log, reversed, low and high (its ends), within (what rounding may not leave).
+ * @param described label, and perhaps log, reversed, low and high (its ends), within (what rounding may not leave),
+ *   toggle (whether it could be of the other kind, linear or logarithmic).
  * @param lists of the values that it must hold.
  * @param count how many ticks there is room for.
  * @param round whether the axis ends at round numbers rather than at the data's.
+ * @returns its ends and ticks, `place`, the part of its length at which a value lies, and `at`, the value at a part.
  */
 export function makeAxis(described, lists, count, round) {
   const log = Boolean(described.log);
@@ -68,14 +75,16 @@ export function makeAxis(described, lists, count, round) {
   let [low, high] = log ? logEnds(found, round) : linearEnds(found, described.within, count, round);
   if (usable(described.low, log) && described.low < high) low = described.low;
   if (usable(described.high, log) && described.high > low) high = described.high;
+  if (described.toggle && !log && low > 0 && low < NEAR_ZERO * high) low = 0;
+  const [of, from] = log ? [Math.log, Math.exp] : [Number, Number];
   const ticks = log ? logTicks(low, high, count) : linearTicks(low, high, count);
-  const of = log ? Math.log : Number;
   const place = (value) => {
     if (!usable(value, log)) return NaN;
     const at = (of(value) - of(low)) / (of(high) - of(low));
     return described.reversed ? 1 - at : at;
   };
-  return { label: described.label ?? "", low, high, log, ticks, place };
+  const at = (part) => from(of(low) + (described.reversed ? 1 - part : part) * (of(high) - of(low)));
+  return { label: described.label ?? "", unit: described.unit ?? "", low, high, log, ticks, place, at };
 }
 
 function linearEnds([low, high], within, count, round) {
@@ -117,6 +126,9 @@ export function nearest(list, value) {
   });
   return best;
 }
+
+/** The text, cut to so many characters. */
+export const shortened = (text, most) => (text.length > most ? `${text.slice(0, Math.max(most - 1, 0))}…` : text);
 
 /** A tick's label. */
 export function tickText(value, log) {
@@ -163,32 +175,52 @@ export function csv(xLabel, series) {
   );
   const lines = [[xLabel, ...columns.map(([name]) => name)].map(quoted)];
   for (const [x, values] of rows) lines.push([String(x), ...values]);
-  return lines.map((line) => line.join(",") + "\n").join("");
+  return table(lines);
 }
+
+/** A map's numbers as a table: one row for each cell, `xs` and `ys` the values in the middle of its cells. */
+export function mapCsv(labels, xs, ys, values) {
+  const digits = (value) => (usable(value) ? String(Number(value.toPrecision(7))) : "");
+  const cells = ys.flatMap((y, row) => xs.map((x, column) => [x, y, values[row][column]].map(digits)));
+  return table([labels.map(quoted), ...cells]);
+}
+
+const table = (lines) => lines.map((line) => line.join(",") + "\n").join("");
 
 const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 
-/** A colour of six hex digits, moved to white or black until it can be told from the background [r, g, b]. */
-export function readable(colour, background) {
-  const base = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-  const goal = luminance(background) < 0.18 ? 255 : 0;
-  for (let part = 0; part < 1; part += 0.05) {
-    const mixed = base.map((value) => Math.round(value + part * (goal - value)));
-    if (contrast(mixed, background) >= CONTRAST) return `rgb(${mixed.join(", ")})`;
+/**
+ * A map's values at so many pixels, row after row, NaN where it has none: pixels within a cell have its value, pixels
+ * that hold several cells their mean.
+ * @param values rows of numbers or null.
+ */
+export function resampled(values, width, height) {
+  const across = spans(values[0].length, width);
+  const down = spans(values.length, height);
+  const made = new Float64Array(width * height);
+  let at = 0;
+  for (const [top, bottom] of down) {
+    for (const [left, right] of across) {
+      let [sum, count] = [0, 0];
+      for (let row = top; row < bottom; row += 1) {
+        for (let column = left; column < right; column += 1) {
+          if (values[row][column] === null) continue;
+          sum += values[row][column];
+          count += 1;
+        }
+      }
+      made[at] = count ? sum / count : NaN;
+      at += 1;
+    }
   }
-  return goal ? "rgb(255, 255, 255)" : "rgb(0, 0, 0)";
+  return made;
 }
 
-/** WCAG's ratio of two colours, 1 to 21. */
-export function contrast(one, other) {
-  const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
-  return (light + 0.05) / (dark + 0.05);
-}
-
-function luminance(rgb) {
-  const [red, green, blue] = rgb.map((value) => {
-    const part = value / 255;
-    return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+/** For each pixel the cells that it holds, from one to before another; the one in its middle where cells are larger. */
+function spans(cells, pixels) {
+  return Array.from({ length: Math.max(pixels, 0) }, (_, pixel) => {
+    if (cells > pixels) return [pixel, pixel + 1].map((edge) => Math.floor((edge * cells) / pixels));
+    const cell = Math.floor(((pixel + 0.5) * cells) / pixels);
+    return [cell, cell + 1];
   });
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 }

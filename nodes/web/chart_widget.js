@@ -1,20 +1,37 @@
 // Puts the chart of chart.js into the nodes that have one; it comes back when their workflow does.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Chart } from "./chart.js";
+import { keepable, kept } from "./chart_described.js";
 
-const NODES = ["SpectralDiffusionGateTracePlot"];
+const NODES = [
+  "SpectralDiffusionGateTracePlot",
+  "SpectralDiffusionPowerSpectrum",
+  "SpectralDiffusionRadialSpectrum",
+  "SpectralDiffusionCompareSpectra",
+  "SpectralDiffusionDFTDifference",
+  "SpectralDiffusionSpectrumEvolution",
+  "SpectralDiffusionWienerFilter",
+  "SpectralDiffusionFilterCorrelation",
+  "SpectralDiffusionDenoiserResponse",
+];
 const SMALLEST = 260;
+/** A node that is new is at least as large, and has so much room for its chart. */
 const SIZE = [520, 460];
-/** The node's property, saved with the workflow, that holds what the person chose. */
+const ROOM = 340;
+/** The node's properties, saved with the workflow, that hold what the person chose and what was shown last. */
 const CHOSEN = "spectral_chart";
+const SHOWN = "spectral_chart_shown";
 
 /** The nodes that are on some canvas of the page, each with its chart. */
 const charts = new Map();
 
 function addChart(node) {
-  const chart = new Chart((chosen) => {
+  const onChange = (chosen) => {
     node.properties[CHOSEN] = chosen;
-  });
+  };
+  const chart = new Chart(onChange, { pictureUrl });
+  const [width, height] = node.size;
   const widget = node.addDOMWidget("chart", "spectral_chart", chart.element, {
     serialize: false,
     hideOnZoom: false,
@@ -23,10 +40,14 @@ function addChart(node) {
     setValue: () => {},
   });
   widget.serialize = false;
-  node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+  node.setSize([Math.max(width, SIZE[0]), Math.max(height + ROOM, SIZE[1])]);
   charts.set(node, chart);
   forward(chart.element);
-  after(node, "onExecuted", (output) => show(node, output));
+  after(node, "onExecuted", (output) => {
+    show(node, output);
+    keep(node, output);
+  });
+  after(node, "onConfigure", () => remember(node));
   after(node, "onRemoved", () => {
     chart.dispose();
     charts.delete(node);
@@ -42,11 +63,30 @@ function after(object, name, then) {
   };
 }
 
+function pictureUrl({ filename, subfolder, type }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
 /** Nodes that were not asked anew send nothing: their chart stays. */
 function show(node, output) {
   const described = output?.spectral_chart?.[0];
   const chart = charts.get(node);
   if (described && chart) chart.show(described, node.properties?.[CHOSEN]);
+}
+
+/** Save what is shown with the workflow, if it is small; what has not changed is left alone. */
+function keep(node, output) {
+  const described = output?.spectral_chart?.[0];
+  if (!described) return;
+  const small = keepable(described);
+  if (!small) delete node.properties[SHOWN];
+  else if (JSON.stringify(small) !== JSON.stringify(node.properties[SHOWN])) node.properties[SHOWN] = small;
+}
+
+/** Show what was saved with the workflow, until the node runs again. */
+function remember(node) {
+  const described = kept(node.properties?.[SHOWN]);
+  if (described) charts.get(node)?.show(described, node.properties[CHOSEN]);
 }
 
 /** Show what the page still knows of earlier runs; a node within a subgraph is known by that one's id as well. */

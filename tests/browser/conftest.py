@@ -79,14 +79,18 @@ def browser_page(comfy: ComfyServer) -> Iterator[Page]:
 
 
 @contextmanager
-def empty_page() -> Iterator[Page]:
-    """A browser of its own, with nothing in it."""
+def empty_page(scale: float = 1) -> Iterator[Page]:
+    """A browser of its own, with nothing in it.
+
+    Args:
+        scale: how many of the screen's pixels a pixel of the page has along each side.
+    """
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         raise RuntimeError("The browser test needs Chromium; install Debian's package `chromium`.")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=executable, args=list(FLAGS))
-        opened = browser.new_page(viewport={"width": 1760, "height": 960})
+        opened = browser.new_page(viewport={"width": 1760, "height": 960}, device_scale_factor=scale)
         yield opened
         browser.close()
 

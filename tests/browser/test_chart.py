@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from playwright.sync_api import FloatRect, Page, expect
 from ..comfyui import distribution, prompts
 from ..comfyui.prompts import LATENT, LOADER, SAMPLER, node
 from ..comfyui.server import ComfyServer, Prompt
+from .alone import steps
 from .conftest import OUTPUT, browser_page, modern_page
 
 BANDS = ("LL", "LH", "HL", "HH")
@@ -32,6 +34,13 @@ OPEN = """async ([prompt, kind]) => {
     app.canvas.ds.offset = [100, 40];
     app.graph.setDirtyCanvas(true, true);
 }"""
+
+
+#: Let the node show a chart as if it had run.
+SEND = """([kind, described]) => {
+    app.graph._nodes.find((node) => node.type === kind).onExecuted({ spectral_chart: [described] });
+}"""
+POSITIONS = "() => app.graph._nodes.map((node) => [...node.pos])"
 
 
 @dataclass
@@ -122,6 +131,14 @@ def test_the_page_of_2024_shows_the_chart(tmp_path: Path) -> None:
         OUTPUT.mkdir(exist_ok=True)
         page.screenshot(path=OUTPUT / "chart-2024.png")
         assert float(values(page)["LL"]) == pytest.approx(float(row["LL"]), rel=1e-3)
+        drawn = lines(page)
+        reload(page)
+        expect(page.locator(LINES)).to_have_count(len(BANDS))
+        assert len(lines(page)) == len(drawn)
+        page.evaluate(SEND, [PLOT, steps(9)])
+        page.get_by_role("button", name="Next").click()
+        expect(page.locator(".sd-chart-step")).to_have_text("step 1")
+        page.screenshot(path=OUTPUT / "chart-2024-scrubber.png")
         assert not errors
 
 
@@ -220,6 +237,72 @@ def test_the_chart_comes_back_as_it_was_left(shown: Shown) -> None:
     expect(page.locator(".sd-chart-svg")).to_be_visible()
     expect(page.locator(LINES)).to_have_count(3)
     page.evaluate(set_rendering, shown.rendering == "vue")
+
+
+def test_a_slider_in_a_node_moves_the_chart_and_nothing_else(shown: Shown) -> None:
+    """What a node sends is kept in the workflow; the same once more changes nothing."""
+    page = shown.page
+    described = steps(9) | {"notes": ["alpha = 2.10 ± 0.03"]}
+    page.evaluate(SEND, [PLOT, described])
+    slider = page.get_by_role("slider", name="step")
+    expect(slider).to_be_visible()
+    before = page.evaluate(POSITIONS)
+    track = slider.bounding_box()
+    assert track is not None
+    middle = track["y"] + track["height"] / 2
+    page.mouse.move(track["x"] + 8, middle)
+    page.mouse.down()
+    page.mouse.move(track["x"] + track["width"] / 2, middle, steps=5)
+    page.mouse.up()
+    expect(page.locator(".sd-chart-step")).to_have_text("step 4")
+    slider.press("ArrowRight")
+    expect(page.locator(".sd-chart-step")).to_have_text("step 5")
+    page.locator(".sd-chart-notes div").click(click_count=3)
+    assert "alpha = 2.10" in page.evaluate("() => getSelection().toString()")
+    page.get_by_label("Units").select_option("of Nyquist")
+    page.get_by_role("button", name="Pin").click()
+    shown.screenshot("scrubber")
+    assert page.evaluate(POSITIONS) == before
+    same = """([kind, described]) => {
+        const plot = app.graph._nodes.find((node) => node.type === kind);
+        const kept = plot.properties.spectral_chart_shown;
+        plot.onExecuted({ spectral_chart: [described] });
+        return kept !== undefined && plot.properties.spectral_chart_shown === kept;
+    }"""
+    assert page.evaluate(same, [PLOT, described])
+
+
+def test_the_chart_comes_back_with_the_workflow_on_a_new_page(shown: Shown) -> None:
+    page = shown.page
+    page.evaluate(SEND, [PLOT, steps(9)])
+    page.get_by_role("button", name="Next").click()
+    before = page.locator(".sd-chart-step").inner_text(), page.get_by_label("Units").input_value(), lines(page)
+    reload(page)
+    expect(page.locator(LINES)).to_have_count(1)
+    assert (page.locator(".sd-chart-step").inner_text(), page.get_by_label("Units").input_value()) == before[:2]
+    expect(page.get_by_role("button", name="Unpin")).to_be_visible()
+    points = [[float(part) for part in re.findall(r"[0-9.]+", one)] for one in (*before[2], *lines(page))]
+    assert points[1] == pytest.approx(points[0], abs=0.1)
+    shown.screenshot("reloaded")
+
+
+@pytest.mark.parametrize("held", [5, "x", {"views": [{"series": [{"x": "y"}]}]}, {"views": [{"map": {"values": 1}}]}])
+def test_a_workflow_that_holds_no_chart_does_no_harm(held: object, shown: Shown) -> None:
+    page = shown.page
+    reload(page, held)
+    expect(page.locator(".sd-chart")).to_have_count(1)
+
+
+def reload(page: Page, held: object = None) -> None:
+    """The same workflow on a page that remembers nothing, perhaps with something else where charts are kept."""
+    workflow = page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+    if held is not None:
+        (plot,) = (one for one in workflow["nodes"] if one["type"] == PLOT)
+        plot["properties"] |= {"spectral_chart_shown": held, "spectral_chart": held}
+    page.reload()
+    page.wait_for_function("() => window.app?.graph", timeout=120_000)
+    page.wait_for_load_state("networkidle")
+    page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
 
 
 def check_as_left(page: Page, drawn: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import math
@@ -11,44 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, Route
+from playwright.sync_api import Page
 
-from ..comfyui.distribution import REPOSITORY
-from .conftest import OUTPUT, empty_page
+from spectral_diffusion.spectral import colours
 
-WEB = REPOSITORY / "nodes" / "web"
-HOST = "http://chart.test/"
-KINDS = {".js": "text/javascript", ".css": "text/css"}
-PAGE = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="/chart.css">
-    <body style="display: grid; grid-template-columns: repeat(3, 1fr); grid-auto-rows: 300px; gap: 8px">
-"""
-#: Charts in a grid on the page, each named after its description.
-SHOW = """async (cases) => {
-    const { Chart } = await import("/chart.js");
-    window.charts = {};
-    for (const [name, described] of Object.entries(cases)) {
-        const chart = window.charts[name] = new Chart();
-        chart.element.dataset.name = name;
-        document.body.append(chart.element);
-        chart.show(described);
-    }
-}"""
-
-
-def serve(route: Route) -> None:
-    """The files of nodes/web, and a page around them."""
-    path = WEB / route.request.url.removeprefix(HOST)
-    if path.suffix in KINDS:
-        route.fulfill(body=path.read_text(encoding="utf-8"), content_type=KINDS[path.suffix])
-    else:
-        route.fulfill(body=PAGE, content_type="text/html")
+from .alone import call, chart_page, contrast, odd, show, ticks
+from .conftest import OUTPUT
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
-    with empty_page() as page:
-        page.route("**/*", serve)
-        page.goto(HOST)
+    with chart_page() as page:
         yield page
 
 
@@ -57,12 +29,6 @@ def alone(browser: Page) -> Page:
     """The page without any chart."""
     browser.reload()
     return browser
-
-
-def call(page: Page, name: str, *given: Any) -> Any:
-    """The result of one of the functions of chart_numbers.js."""
-    script = """async ([name, given]) => (await import("/chart_numbers.js"))[name](...given)"""
-    return page.evaluate(script, [name, list(given)])
 
 
 @pytest.mark.parametrize("spread", [1e-7, 0.3, 1.0, 7.3, 999.0, 4e9])
@@ -94,27 +60,20 @@ def test_a_number_is_read_with_four_digits(browser: Page) -> None:
     assert call(browser, "valueText", None) == "–"
 
 
-def test_the_palette_is_that_of_the_static_charts(browser: Page) -> None:
-    tree = ast.parse((REPOSITORY / "nodes" / "plot.py").read_text(encoding="utf-8"))
-    (palette,) = (
-        ast.literal_eval(entry.value)
-        for entry in tree.body
-        if isinstance(entry, ast.Assign)
-        and isinstance(entry.targets[0], ast.Name)
-        and entry.targets[0].id == "OKABE_ITO"
-    )
-    used = browser.evaluate("""async () => (await import("/chart_numbers.js")).OKABE_ITO""")
-    assert tuple(used) == palette
+@pytest.mark.parametrize("palette", ["OKABE_ITO", "VIRIDIS", "DIVERGING"])
+def test_colours_are_those_of_the_static_charts(palette: str, browser: Page) -> None:
+    used = browser.evaluate("""async (palette) => (await import("/chart_colours.js"))[palette]""", palette)
+    assert tuple(used) == getattr(colours, palette)
 
 
 @pytest.mark.parametrize("background", [[0, 0, 0], [23, 23, 24], [53, 53, 53], [7, 54, 66], [201, 201, 201], [255] * 3])
 def test_every_line_can_be_told_from_what_is_behind_it_and_from_the_others(
     browser: Page, background: list[int]
 ) -> None:
-    palette = browser.evaluate("""async () => (await import("/chart_numbers.js")).OKABE_ITO""")
-    colours = [call(browser, "readable", colour, background) for colour in palette]
-    assert len(set(colours)) == len(palette)
-    for colour in colours:
+    palette = browser.evaluate("""async () => (await import("/chart_colours.js")).OKABE_ITO""")
+    lines = [call(browser, "readable", colour, background, module="colours") for colour in [*palette, "#000000"]]
+    assert len(set(lines)) == len(palette) + 1
+    for colour in lines:
         rgb = [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
         assert contrast(rgb, background) >= 3
 
@@ -132,11 +91,6 @@ def test_csv_has_a_row_for_each_x_and_reads_back(browser: Page) -> None:
         ["2.5", "", "7", "6", "8"],
         ["3", "", "", "", ""],
     ]
-
-
-def odd(*series: dict[str, Any], **axes: dict[str, Any]) -> dict[str, Any]:
-    """A description of one view."""
-    return {"title": "odd", "x": {"label": "x"}, "y": {"label": "y"}, "views": [{"name": "", "series": series}], **axes}
 
 
 def spectra() -> dict[str, Any]:
@@ -183,7 +137,7 @@ DRAWN = {
 def test_whatever_can_be_drawn_is_drawn(alone: Page) -> None:
     errors: list[str] = []
     alone.on("pageerror", lambda error: errors.append(str(error)))
-    alone.evaluate(SHOW, CASES)
+    show(alone, **CASES)
     alone.wait_for_function(
         """() => document.querySelectorAll(".sd-chart-edge").length === Object.keys(charts).length"""
     )
@@ -200,16 +154,17 @@ def test_whatever_can_be_drawn_is_drawn(alone: Page) -> None:
             "(all) => all.map((one) => [...one.attributes].map((attribute) => attribute.value).join())"
         )
         assert not any("NaN" in one or "Infinity" in one for one in drawn), name
-        alone.evaluate("(name) => { charts[name].step(1); charts[name].step(1); charts[name].step(-10); }", name)
+        alone.evaluate("(name) => { for (const by of [1, 1, -10]) charts[name].lines.step(by); }", name)
     assert alone.locator("[data-name=spectra] .sd-chart-band").count() == 1
-    assert alone.evaluate("() => window.broken ?? null") is None and alone.locator("img").count() == 0
+    assert alone.evaluate("() => window.broken ?? null") is None
+    assert alone.locator("img[src]").count() == 0
     assert "<img" in alone.locator("[data-name=markup] .sd-chart-legend").inner_text()
     assert not errors
 
 
 def test_arrow_keys_step_to_every_point_as_it_is_drawn(alone: Page) -> None:
     described = odd({"name": "a", "x": [900, 500, 100], "y": [1, 2, 3]}, x={"label": "step", "reversed": True})
-    alone.evaluate(SHOW, {"keys": described})
+    show(alone, keys=described)
     alone.locator(".sd-chart-svg").focus()
     said = []
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "Home", "ArrowLeft", "End", "Escape"):
@@ -222,7 +177,7 @@ def test_arrow_keys_step_to_every_point_as_it_is_drawn(alone: Page) -> None:
 def test_a_wide_choice_of_views_is_a_list(alone: Page) -> None:
     line = {"name": "a", "x": [0, 1], "y": [1, 2]}
     views = [{"name": ["all", f"level {level}"], "series": [line]} for level in range(7)]
-    alone.evaluate(SHOW, {"many": {"title": "t", "x": {"label": "x"}, "y": {"label": "y"}, "views": views}})
+    show(alone, many={"title": "t", "x": {"label": "x"}, "y": {"label": "y"}, "views": views})
     assert alone.locator(".sd-chart-buttons").count() == 0
     alone.locator("select").select_option("level 5")
     label = alone.locator(".sd-chart-svg").get_attribute("aria-label")
@@ -234,14 +189,10 @@ def test_lines_lie_where_their_axes_say(alone: Page) -> None:
     described = odd(
         {"name": "a", "x": [0.003, 0.02, 0.4], "y": [7, 30, 44]}, x={"label": "x", "log": True}, y={"label": "y"}
     )
-    alone.evaluate(SHOW, {"places": described})
+    show(alone, places=described)
     alone.wait_for_selector(".sd-chart-line")
-    texts = alone.locator(".sd-chart-axes text:not(.sd-chart-label)").evaluate_all(
-        "(all) => all.map((t) => [t.getAttribute('text-anchor'), Number(t.textContent), Number(t.getAttribute('x')), "
-        "Number(t.getAttribute('y'))])"
-    )
-    across = [(math.log(value), x) for anchor, value, x, _ in texts if anchor == "middle"]
-    up = [(value, y - 4) for anchor, value, _, y in texts if anchor == "end"]
+    across, up = ticks(alone, "places")
+    across = [(math.log(value), x) for value, x in across]
     to_x, to_y = np.polyfit(*zip(*across, strict=True), 1), np.polyfit(*zip(*up, strict=True), 1)
     for x, y in zip([0.003, 0.02, 0.4], [7, 30, 44], strict=True):
         index = [0.003, 0.02, 0.4].index(x)
@@ -254,14 +205,3 @@ def test_lines_lie_where_their_axes_say(alone: Page) -> None:
             index,
         )
         assert place == pytest.approx([np.polyval(to_x, math.log(x)), np.polyval(to_y, y)], abs=1)
-
-
-def contrast(one: list[int], other: list[int]) -> float:
-    """WCAG 2.1's contrast ratio."""
-
-    def luminance(rgb: list[int]) -> float:
-        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (part / 255 for part in rgb)]
-        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
-
-    dark, light = sorted([luminance(one), luminance(other)])
-    return (light + 0.05) / (dark + 0.05)
