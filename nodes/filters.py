@@ -73,7 +73,7 @@ class FilterCorrelationNode:
         done = measured.progress(len(convolutions))
         found = []
         for one in convolutions:
-            found.append(spectrum.correlation(one))
+            found.append(spectrum.filter_correlation(one))
             done(1)
         difference = np.array([one.measured - one.independent for one in found])
         known = difference[np.isfinite(difference)]

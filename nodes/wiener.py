@@ -20,7 +20,7 @@ from .plot import Series
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
 
 #: Frequencies of the curves, evenly in their logarithm, and rows and columns of the map.
-POINTS, ROWS, COLUMNS = 60, 50, 60
+POINTS, ROWS, COLUMNS = 40, 40, 48
 LOWEST = 1 / 128
 
 
