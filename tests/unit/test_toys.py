@@ -121,6 +121,24 @@ def test_training_and_sampling_repeat_to_the_last_bit_and_leave_torchs_stream_al
     assert not torch.equal(made(1), first)
 
 
+def test_numbers_are_those_of_one_thread_and_the_threads_come_back() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def looked(count: int, generator: torch.Generator) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return toy_1d.signals(count, generator)
+
+    torch.set_num_threads(2)
+    try:
+        network = process.initialised(lambda: toy_1d.TwoLayers(8), 0)
+        process.train(network, looked, process.ddpm_schedule(), steps=2, batch=4, rate=1e-3, seed=0, name="test")
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize("toy", ["toy_1d", "toy_2d"])
 def test_drawing_and_looking_change_no_number(toy: str, tmp_path: Path) -> None:

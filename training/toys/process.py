@@ -7,7 +7,8 @@ Random numbers hang on the seed and on their purpose: measuring in the middle of
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +38,21 @@ def initialised(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: the same numbers on any number of cores, and no slower for networks of this size.
+
+    Where other programs want the cores too, two threads are several times slower than one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def train(
     network: nn.Module,
     draw: Draw,
@@ -84,6 +100,7 @@ def train(
     return total / tail
 
 
+@one_thread()
 def sample(
     denoise: Denoise,
     shape: tuple[int, ...],
