@@ -1,6 +1,6 @@
 """The command `spectrum`: what frequencies images hold (`images`), and its subcommands, a module each.
 
-`wiener`, `filters`, `response` and `evolution` probe what a model does to frequencies; the toys lie in `..toys`. What
+`plane` measures images in two dimensions. `wiener`, `filters`, `response` and `evolution` probe what a model does to frequencies; the toys lie in `..toys`. What
 they share is in `opening` (models, clean latents) and `drawing` (figures); what is computed, in `spectral.spectrum`.
 """
 

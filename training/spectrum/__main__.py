@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from .. import cli
 from . import images
 
-#: What runs a subcommand, a module with a `main(argv)`, and what `--help` says of it.
+#: What runs a subcommand, a module with a `main(argv)` or a function of another name, and what `--help` says of it.
 SUBCOMMANDS = {
+    "power": cli.Command(".plane", "the spectrum in two dimensions, its directions, and wavelet bands"),
+    "difference": cli.Command(".plane:main_difference", "where the DFTs of two sets of images differ (Figure 10)"),
     "wiener": cli.Command(".wiener", "the optimal linear denoiser over frequency and time (Figure 3)"),
     "filters": cli.Command(".filters", "spectral correlation of a network's convolutions against the closed form"),
     "response": cli.Command(".response", "what a denoiser, or two, does to each frequency, against the optimum"),
@@ -24,8 +26,8 @@ SUBCOMMANDS = {
 def main(argv: Sequence[str]) -> None:
     """The command `spectrum`."""
     if argv and argv[0] in SUBCOMMANDS:
-        module = importlib.import_module(SUBCOMMANDS[argv[0]].module, __package__)
-        module.main(argv[1:])
+        module, _, function = SUBCOMMANDS[argv[0]].module.partition(":")
+        getattr(importlib.import_module(module, __package__), function or "main")(argv[1:])
         return
     try:
         images.main(argv)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from PIL import Image
-from torch import Tensor
+from typing import Any
 
 from ...spectral.errors import SpectralError
-from ...spectral.spectrum import RadialSpectrum, Window, band_errors, default_bins, fit_power_law, radial_spectrum
+from ...spectral.spectrum import (
+    RadialSpectrum,
+    Window,
+    band_errors,
+    default_bins,
+    fit_power_law,
+    radial_spectrum,
+    spectral_distance,
+)
 from .. import cli
-from ..data.dataset import EMOJI64
-from ..decoding import SUFFIXES, T, decode, files_in, floats
+from . import pictures
 
-SMALLEST_SIDE = 16  # pixels; below that nothing is left between 4 cycles per image and 3/8 cycles per pixel
+MOST = 8  # sets that can be compared: as many as there are colours
 
 
 def measure(
@@ -33,6 +32,7 @@ def measure(
     low: float | None = None,
     high: float = 0.375,
     plot: Path | None = None,
+    mask: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the radial power spectrum of images, or how far two sets are apart below and above a cut-off.
 
@@ -41,17 +41,20 @@ def measure(
 
     Args:
         paths: images, folders of images (searched to the bottom) and .tar shards; emoji64 is the set of the kit.
-        compare: two such places instead of `paths`: the reference (real images) and what is measured against it.
+        compare: two such places or more instead of `paths`: the reference (real images) and what is measured against
+            it, each perhaps as NAME=PATH.
         cutoff: where the low band ends and the high one begins, in cycles per image.
         window: hann, or none for images that repeat without a seam.
         gray: measure the luma instead of the mean over red, green and blue.
         low: lower end of the slope's range in cycles per pixel; null means 4 cycles per image.
         high: upper end of the slope's range in cycles per pixel; 0.5 is the Nyquist frequency.
         plot: also draw the spectra into this file (.png, .svg or .pdf).
+        mask: an image whose white parts alone are measured, of the images' size.
 
     Returns:
         {"alpha", "alpha_error", "radial": {"cycles_per_pixel", "power", "count", "std"}, "images", "size"}; comparing,
-        {"low_error", "high_error", "cutoff", "reference": {…}, "other": {…}} with such an object for each set.
+        {"low_error", "high_error", "distance_db", "cutoff", "reference": {…}, "other": {…}} with such an object for
+        each set; of more than two sets also {"sets": {name: {…}}}, and "other" is the second.
         Numbers that do not exist (the std of one image, the slope of a flat one) are None.
 
     Raises:
@@ -63,10 +66,10 @@ def measure(
 
         check_figure_path(plot)
     measured = {
-        name: spectrum_of(where, window=window, gray=gray, one_size=bool(compare)) for name, where in places.items()
+        name: spectrum_of(where, window=window, gray=gray, one_size=bool(compare), mask=mask)
+        for name, where in places.items()
     }
-    sets = list(measured.values())
-    report = _comparison(sets[0], sets[1], cutoff, low, high) if compare else _report(sets[0], low, high)
+    report = _comparison(measured, cutoff, low, high) if compare else _report(next(iter(measured.values())), low, high)
     if plot is not None:
         from ..figures import plot_radial_spectra
 
@@ -75,26 +78,28 @@ def measure(
 
 
 def spectrum_of(
-    paths: Sequence[str], *, window: Window = "hann", gray: bool = False, one_size: bool = False
+    paths: Sequence[str],
+    *,
+    window: Window = "hann",
+    gray: bool = False,
+    one_size: bool = False,
+    mask: Path | None = None,
 ) -> RadialSpectrum:
     """The radial spectrum of every image under the given paths; one image is in memory at a time.
 
-    With `one_size`, images of different sizes are refused: a cycle per image would be another frequency in each.
+    With `one_size` or a mask, images of different sizes are refused: a cycle per image would be another frequency in
+    each, and a mask would not fit.
 
     Raises:
         SpectralError: as `measure`.
     """
-    with ExitStack() as archives:
-        pictures = [picture for path in paths for picture in _find(path, archives)]
-        sizes = [picture.size() for picture in pictures]
-        if one_size and (other := next((own for own in sizes if own != sizes[0]), None)):
-            (height, width), picture = other, pictures[sizes.index(other)]
-            raise SpectralError(
-                f"{picture.name} is {width}×{height} pixels, others of its set {sizes[0][1]}×{sizes[0][0]}; to compare "
-                "in cycles per image, bring the images of a set to one size."
-            )
-        bins = min(default_bins(*size) for size in sizes)
-        return radial_spectrum((picture.load() for picture in pictures), bins=bins, window=window, gray=gray)
+    with pictures.opened(paths) as found:
+        if one_size or mask is not None:
+            pictures.one_size(found)
+        bins = min(default_bins(*picture.size()) for picture in found)
+        said = Path(paths[0]).name if len(paths) == 1 else "images"
+        weights = pictures.mask_of(mask)
+        return radial_spectrum(pictures.batches(found, said), bins=bins, window=window, gray=gray, mask=weights)
 
 
 def _places(paths: Sequence[str], compare: Sequence[str] | None) -> dict[str, list[str]]:
@@ -107,25 +112,42 @@ def _places(paths: Sequence[str], compare: Sequence[str] | None) -> dict[str, li
                 "No images to measure: give images, folders or .tar shards, or --compare with two sets."
             )
         return {"images" if len(paths) > 1 else Path(paths[0]).stem: list(paths)}
-    if len(compare) != 2:
-        raise SpectralError(f"--compare takes two sets, the reference and the other, not {len(compare)}.")
-    names = [Path(path).stem for path in compare]
-    if names[0] == names[1]:
-        names = [str(path) for path in compare] if compare[0] != compare[1] else [names[0], f"{names[0]} (again)"]
-    return {name: [path] for name, path in zip(names, compare, strict=True)}
+    if not 2 <= len(compare) <= MOST:
+        raise SpectralError(
+            f"--compare takes two sets, the reference and the other, or up to {MOST}, not {len(compare)}."
+        )
+    named: dict[str, list[str]] = {}
+    for given in compare:
+        name, path = _named(given)
+        again = 2
+        while name in named:
+            name, again = (str(path), again) if str(path) not in named else (f"{path} ({again})", again + 1)
+        named[name] = [path]
+    return named
 
 
-def _comparison(
-    reference: RadialSpectrum, other: RadialSpectrum, cutoff: float, low: float | None, high: float
-) -> dict[str, Any]:
-    errors = band_errors(reference, other, cutoff)
-    return {
-        "low_error": errors.low,
-        "high_error": errors.high,
-        "cutoff": cutoff,
-        "reference": _report(reference, low, high),
-        "other": _report(other, low, high),
-    }
+def _named(given: str) -> tuple[str, str]:
+    """What a set is called and where it lies: of NAME=PATH both, else the path's own name; a path may hold a =."""
+    name, _, path = given.partition("=")
+    return (name, path) if path and not Path(given).exists() else (Path(given).stem, given)
+
+
+def _comparison(sets: dict[str, RadialSpectrum], cutoff: float, low: float | None, high: float) -> dict[str, Any]:
+    """How far each set is from the first; the two-set keys are those of the second."""
+    (first, reference), *others = sets.items()
+    found = {}
+    for name, other in others:
+        errors = band_errors(reference, other, cutoff)
+        distance = spectral_distance(reference, other)
+        found[name] = {"low_error": errors.low, "high_error": errors.high, "distance_db": distance}
+    second, other = others[0]
+    made: dict[str, Any] = {**found[second], "cutoff": cutoff}
+    made |= {"reference": _report(reference, low, high), "other": _report(other, low, high)}
+    if len(others) > 1:
+        more = {name: found[name] | _report(sets[name], low, high) for name, _ in others}
+        made["sets"] = {first: _report(reference, low, high), **more}
+        made |= {f"{name} {key}": value for name, errors in found.items() for key, value in errors.items()}
+    return made
 
 
 def _report(rings: RadialSpectrum, low: float | None, high: float) -> dict[str, Any]:
@@ -144,73 +166,19 @@ def _report(rings: RadialSpectrum, low: float | None, high: float) -> dict[str, 
     }
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """An image that is on disk: where it is, and how to open it."""
-
-    name: str
-    open: Callable[[], IO[bytes]]
-
-    def size(self) -> tuple[int, int]:
-        """(height, width) from the header."""
-        width, height = self._decoded(lambda image: image.size)
-        if min(width, height) < SMALLEST_SIDE:
-            raise SpectralError(
-                f"{self.name} is {width}×{height} pixels: a spectrum needs {SMALLEST_SIDE} or more on each side; "
-                "leave it out."
-            )
-        return height, width
-
-    def load(self) -> Tensor:
-        """[1, 3, H, W] in [0, 1]."""
-        return torch.from_numpy(self._decoded(floats)).movedim(-1, 0)[None]
-
-    def _decoded(self, read: Callable[[Image.Image], T]) -> T:
-        return decode(self.open, self.name, read)
-
-
-def _find(path: str, archives: ExitStack) -> list[_Picture]:
-    place = EMOJI64 if path == "emoji64" else Path(path)
-    if not place.exists():
-        raise SpectralError(f"No images at {place}: expected an image, a folder of images or a .tar shard.")
-    if place.is_dir():
-        found = [_on_disk(file) for file in files_in(place)]
-    elif place.suffix.lower() == ".tar":
-        found = list(_members(place, archives))
-    else:
-        return [_on_disk(place)]
-    if not found:
-        raise SpectralError(f"{place} holds no images: expected {', '.join(sorted(SUFFIXES))} files.")
-    return found
-
-
-def _on_disk(file: Path) -> _Picture:
-    return _Picture(str(file), lambda: file.open("rb"))
-
-
-def _members(shard: Path, archives: ExitStack) -> Iterator[_Picture]:
-    try:
-        archive = archives.enter_context(tarfile.open(shard, "r:"))  # noqa: SIM115
-        members = sorted((m for m in archive if m.isfile()), key=lambda member: member.name)
-    except (tarfile.TarError, OSError) as error:
-        raise SpectralError(
-            f"{shard} cannot be read as a tar shard ({error}); replace it by a complete one."
-        ) from error
-    for member in members:
-        if Path(member.name).suffix.lower() in SUFFIXES:
-            yield _Picture(f"{shard}:{member.name}", partial(archive.extractfile, member))  # type: ignore[arg-type]
-
-
 def main(argv: Sequence[str]) -> None:
     """The command `spectrum`."""
     parser = cli.Parser("spectrum", __doc__)
     parser.add_argument("paths", nargs="*", help="images, folders of images, .tar shards, or emoji64")
-    parser.add_argument("--compare", nargs=2, metavar=("REFERENCE", "OTHER"), help="two such places, to compare them")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="SET", help=f"2 to {MOST} such places, the reference first; NAME=PATH names one"
+    )
     parser.add_argument("--cutoff", type=float, default=28.0, help="between low and high band, in cycles per image")
     parser.add_argument("--window", choices=["hann", "none"], default="hann", help="none: for images without a seam")
     parser.add_argument("--gray", action="store_true", help="measure the luma instead of the mean over the colours")
     parser.add_argument("--low", type=float, help="lower end of the slope's range, cycles per pixel (4 per image)")
     parser.add_argument("--high", type=float, default=0.375, help="upper end of it; 0.5 is the Nyquist frequency")
+    parser.add_argument("--mask", type=Path, help="an image of their size: white is measured, black left out")
     parser.add_argument("--plot", type=Path, help="also draw the spectra into this .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = vars(parser.parse_args(argv))
