@@ -65,12 +65,12 @@ class DenoiserResponse:
                 "levels": ("INT", {"default": 4, "min": 1, "max": 8, "tooltip": "How many noise levels to probe at."}),
                 "frequencies": ("INT", {"default": 10, "min": 2, "max": 32, "tooltip": "How many frequencies."}),
                 "probes": ("INT", {"default": 16, "min": 2, "max": 256, "tooltip": probes}),
-                "seed": (
+                "probe_seed": (
                     "INT",
                     {
                         "default": 0,
                         "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "max": 2**53,
                         "tooltip": "Of noise and waves; both models get the same.",
                     },
                 ),
@@ -90,7 +90,7 @@ class DenoiserResponse:
         levels: int,
         frequencies: int,
         probes: int,
-        seed: int,
+        probe_seed: int,
         model_2: Any = None,
         positive_2: Any = None,
     ) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class DenoiserResponse:
         latents = _latents(samples)
         one_count = spectrum.probe_count((latents.shape[-2], latents.shape[-1]), levels, frequencies, probes)
         done = measured.progress(one_count * len(asked))
-        settings = {"rings": frequencies, "probes": probes, "seed": seed % 2**63, "batch": BATCH, "progress": done}
+        settings = {"rings": frequencies, "probes": probes, "seed": probe_seed, "batch": BATCH, "progress": done}
         known = [levels_of(one, levels) for one, _ in asked]
         found = {
             name: _response(one, condition, latents, at, settings)
@@ -115,11 +115,12 @@ class DenoiserResponse:
         first, *others = found.values()
         other = others[0].kept if others else first.kept_optimum
         difference = float((other - first.kept).abs().mean())
+        views = [View((name,), _lines(found, index), marks=[NYQUIST]) for index, name in enumerate(known[0].names())]
         chart = Chart(
             "Response of the denoiser",
             measured.frequency_axis(0.9 * float(first.frequency[0]), 0.75, "cell"),
             Axis("share of the clean picture that comes through", within=(0.0, 1.0)),
-            [View((name,), _lines(found, index), marks=[NYQUIST]) for index, name in enumerate(known[0].names())],
+            views[::-1],  # the picture's end first: at the other there is little to see
             notes=[
                 f"{len(latents)} latents, {first.probes} waves for each frequency (shaded: 2 standard errors)",
                 f"mean difference of {' and '.join(called) if others else f'{called[0]} and the optimum'}: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,14 @@ class WienerFilter:
         Raises:
             SpectralError: images that cannot be measured.
         """
-        frequency = torch.logspace(np.log10(LOWEST), np.log10(0.5), POINTS, dtype=torch.float64)
+        power_at, lowest, about = _power(model, amplitude, alpha, window, images)
+        frequency = torch.logspace(np.log10(lowest), np.log10(0.5), POINTS, dtype=torch.float64)
         across = (torch.arange(COLUMNS, dtype=torch.float64) + 0.5) * (0.5 / COLUMNS)
         curves, rows = levels_of(model, levels), levels_of(model, ROWS)
-        power, mapped, about = self._power(model, [frequency, across], amplitude, alpha, window, images)
-        table, map_table = _table(frequency, power, curves), _table(across, mapped, rows)
+        table, map_table = _table(frequency, power_at, curves), _table(across, power_at, rows)
         chart = Chart(
             "Wiener filter",
-            measured.frequency_axis(LOWEST, 0.5, "cell"),
+            measured.frequency_axis(lowest, 0.5, "cell"),
             Axis("gain"),
             _views(table, map_table, curves, rows),
             notes=[about],
@@ -88,23 +88,21 @@ class WienerFilter:
         )
         return show.chart(chart, show.csv(HEADER, _rows(table, curves)), {})
 
-    def _power(
-        self,
-        model: Any,
-        frequencies: list[Tensor],
-        amplitude: float,
-        alpha: float,
-        window: spectrum.Window,
-        images: Any,
-    ) -> tuple[Tensor, Tensor, str]:
-        """The power of clean latents at two lists of frequencies, and where it comes from."""
-        if images is None:
-            first, second = (spectrum.power_law(one, amplitude, alpha) for one in frequencies)
-            return first, second, f"|X0|^2 = {amplitude:g} / frequency^{alpha:g}"
-        given = measured.as_set(scaled(model, images), "images of Wiener Filter")
-        radial = spectrum.radial_spectrum(given.planes, window=window, progress=measured.progress(len(given.planes)))
-        first, second = (spectrum.measured_power(radial, one) for one in frequencies)
-        return first, second, f"|X0|^2 of {given.about}"
+
+Power = Callable[[Tensor], Tensor]
+
+
+def _power(
+    model: Any, amplitude: float, alpha: float, window: spectrum.Window, images: Any
+) -> tuple[Power, float, str]:
+    """The power of clean latents as a function of frequency, the lowest frequency to show, and where it comes from."""
+    if images is None:
+        about = f"|X0|^2 = {amplitude:g} / frequency^{alpha:g}"
+        return lambda frequency: spectrum.power_law(frequency, amplitude, alpha), LOWEST, about
+    given = measured.as_set(scaled(model, images), "images of Wiener Filter")
+    radial = spectrum.radial_spectrum(given.planes, window=window, progress=measured.progress(len(given.planes)))
+    lowest = min(float(radial.frequency[0]), 0.25)
+    return lambda frequency: spectrum.measured_power(radial, frequency), lowest, f"|X0|^2 of {given.about}"
 
 
 def scaled(model: Any, given: Any) -> Any:
@@ -114,8 +112,8 @@ def scaled(model: Any, given: Any) -> Any:
     return given
 
 
-def _table(frequency: Tensor, power: Tensor, levels: Levels) -> WienerTable:
-    return spectrum.wiener_table(frequency, power, levels.signal, levels.noise, levels.timestep)
+def _table(frequency: Tensor, power: Power, levels: Levels) -> WienerTable:
+    return spectrum.wiener_table(frequency, power(frequency), levels.signal, levels.noise, levels.timestep)
 
 
 def _views(table: WienerTable, mapped: WienerTable, curves: Levels, rows: Levels) -> list[View]:

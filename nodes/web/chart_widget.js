@@ -18,7 +18,7 @@ const NODES = [
 const SMALLEST = 260;
 /** A node that is new is at least as large, and has so much room for its chart. */
 const SIZE = [520, 460];
-const ROOM = 340;
+const ROOM = 420;
 /** The node's properties, saved with the workflow, that hold what the person chose and what was shown last. */
 const CHOSEN = "spectral_chart";
 const SHOWN = "spectral_chart_shown";

@@ -124,7 +124,7 @@ def _probed_model(kind: str, **inputs: Any) -> Prompt:
 
 
 def _responding() -> Prompt:
-    counts = {"levels": 1, "frequencies": 2, "probes": 2, "seed": 0}
+    counts = {"levels": 1, "frequencies": 2, "probes": 2, "probe_seed": 0}
     return {
         LOADER: prompts.generate("class", steps=1)[LOADER],
         "condition": node("SpectralDiffusionUnconditional", model=[LOADER, 0]),

@@ -155,7 +155,7 @@ def test_every_convolution_of_a_checkpoint_is_measured(comfy: ComfyServer) -> No
 
 
 def response(names: str, **inputs: Any) -> dict[str, Any]:
-    counts = {"levels": 3, "frequencies": 5, "probes": 6, "seed": 7}
+    counts = {"levels": 3, "frequencies": 5, "probes": 6, "probe_seed": 7}
     given: dict[str, Any] = {"positive": ["condition", 0], "samples": ["latents", 0], **counts, **inputs}
     return node("SpectralDiffusionDenoiserResponse", names=names, **given)
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from . import workflow
 from .distribution import REPOSITORY
+from .prompts import node
 from .server import ComfyServer, Prompt, Run
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -100,19 +101,22 @@ def few_steps(prompt: Prompt, further: int = 0) -> Prompt:
 
 
 def thumbnail(comfy: ComfyServer, prompt: Prompt, run: Run) -> Image.Image:
-    """What a workflow is for, 512 pixels wide: the chart where samples are compared with data, or else its pictures.
+    """What a workflow is for, 512 pixels wide: the spectra where sets are compared, or else its pictures.
 
-    One node's pictures make a square; of several nodes each has a column, as many rows as there are columns at most.
+    One node's pictures make a square; of several nodes of as many pictures each has a column, as many rows as there are
+    columns at most; of others the first node's are shown.
     """
-    charts = [key for key, node in prompt.items() if node["class_type"] == "SpectralDiffusionCompareSpectra"]
-    if charts and len(samplers(prompt)) == 1:
-        return ImageOps.contain(comfy.image(run.outputs[charts[0]]["images"][0]), (512, 512))
-    shown = blocks(comfy, prompt, run)
-    if len(shown) == 1:
-        columns = math.ceil(len(shown[0]) ** 0.5)
-        rows = [shown[0][start : start + columns] for start in range(0, len(shown[0]), columns)]
+    charts = [key for key, one in prompt.items() if one["class_type"] == "SpectralDiffusionCompareSpectra"]
+    if charts:
+        shown = {**prompt, "shown": node("PreviewImage", images=[charts[0], 0])}
+        both = comfy.image(run_ok(comfy, shown).outputs["shown"]["images"][0])
+        return ImageOps.contain(both.crop((0, 0, both.width // 2, both.height)), (512, 512))
+    columns = blocks(comfy, prompt, run)
+    if len(columns) == 1 or len({len(column) for column in columns}) > 1:
+        count = math.ceil(len(columns[0]) ** 0.5)
+        rows = [columns[0][start : start + count] for start in range(0, len(columns[0]), count)]
     else:
-        rows = [list(row) for row in zip(*shown, strict=True)][: len(shown)]
+        rows = [list(row) for row in zip(*columns, strict=True)][: len(columns)]
     side = 512 // len(rows[0])
     sheet = Image.new("RGB", (512, side * len(rows)), "white")
     for y, row in enumerate(rows):
