@@ -148,11 +148,17 @@ def denoiser_response(comfy: ComfyServer) -> Image.Image:
         asked[name] = node("SpectralDiffusionUnconditional", model=[loader, 0])
     links: dict[str, Link] = {"model": [LOADER, 0], "positive": ["positive", 0], "samples": ["latents", 0]}
     links |= {"model_2": ["second", 0], "positive_2": ["positive_2", 0]}
-    widgets: dict[str, Any] = {"names": "teacher, student", "levels": 4, "frequencies": 8, "probes": 16, "seed": 0}
+    widgets: dict[str, Any] = {
+        "names": "teacher, student",
+        "levels": 4,
+        "frequencies": 8,
+        "probes": 16,
+        "probe_seed": 0,
+    }
     asked["chart"] = node("SpectralDiffusionDenoiserResponse", **links, **widgets)
-    early, late = charts(comfy, asked, 2)
+    later, earlier = charts(comfy, asked, 2)
     return sheet(
-        said(early, "near noise; dashed: the best linear filter"), said(late, "further on, where more is known")
+        said(later, "further on; dashed: the best linear filter"), said(earlier, "near noise, where less is known")
     )
 
 
