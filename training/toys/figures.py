@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...spectral.colours import of_names
 from ...spectral.spectrum import RadialSpectrum
-from ..figures import colours
 from ..files import write_whole
 from . import aliasing, toy_1d, toy_2d
 
@@ -36,7 +36,7 @@ def draw_toy_1d(made: Mapping[str, Tensor], result: Mapping[str, Any], path: Pat
     figure = _figure(9.6, 9.2)
     panels = figure.subplots(3, 3, height_ratios=[1, 1, 1.1])
     titles = {name: f"hidden {toy_1d.HIDDEN[name]}" if name in toy_1d.HIDDEN else name for name in made}
-    colour = colours(titles.values())
+    colour = of_names(titles.values())
     cycles = np.arange(toy_1d.POINTS // 2 + 1)
     for column, (name, title) in enumerate(titles.items()):
         few = made[name][:DRAWN]
@@ -94,7 +94,7 @@ def draw_toy_2d(
         "large": f"large, {result['parameters']['large']} weights",
         "wiener": "optimal denoiser (Wiener)",
     }
-    colour, style = colours(titles.values()), {"early": ":", "wiener": "--"}
+    colour, style = of_names(titles.values()), {"early": ":", "wiener": "--"}
     figure = _figure(10.6, 8.6)
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1])
     left, right = parts
@@ -178,7 +178,7 @@ def draw_aliasing(
 
 
 def _draw_folding(axes: Axes, frequency: Tensor, found: Tensor, deviation: float) -> None:
-    name = colours(["data", "found"])["found"]
+    name = of_names(["data", "found"])["found"]
     axes.plot(frequency, aliasing.folded(frequency), color="#000000", linewidth=3.2, label="|f − round(f)|")
     axes.plot(frequency, found, color=name, linewidth=1.4, label="found in the DFT")
     axes.axvline(0.5, color=MARK, linestyle=":", linewidth=1.2)
@@ -192,7 +192,7 @@ def _draw_folding(axes: Axes, frequency: Tensor, found: Tensor, deviation: float
 
 def _draw_wave(axes: Axes, frequency: float = 0.9, pixels: int = 20) -> None:
     """A wave above Nyquist, its samples, and the slower wave that runs through the same samples."""
-    chosen = colours(["data", "wave", "alias"])
+    chosen = of_names(["data", "wave", "alias"])
     alias = aliasing.folded(torch.tensor(frequency)).item()
     fine, whole = np.linspace(0, pixels, 60 * pixels + 1), np.arange(pixels + 1)
     axes.plot(
@@ -221,7 +221,7 @@ def _draw_pictures(figure: Any, pictures: Mapping[str, Tensor]) -> None:
 
 def _draw_picture_spectra(axes: Axes, spectra: Mapping[str, RadialSpectrum], result: Mapping[str, Any]) -> None:
     side, nyquist = spectra["scene"].side, 0.5 / aliasing.FACTOR
-    chosen = colours(["data", "picked", "filtered"])
+    chosen = of_names(["data", "picked", "filtered"])
     for name, colour in zip(("scene", "picked", "filtered"), chosen.values(), strict=True):
         frequency, amplitude = aliasing.amplitudes(spectra[name], side)
         inside = frequency <= (0.5 if name == "scene" else nyquist)
