@@ -161,7 +161,8 @@ class Chart:
         return plot.grid([[self._drawn(self.views[index], place == 0) for place, index in enumerate(self.drawn)]])
 
     def _drawn(self, view: View, first: bool) -> Image.Image:
-        title = self.title if len(self.drawn) == 1 else f"{self.title}: {', '.join(view.name)}"
+        name = ", ".join(part for part in view.name if part)
+        title = self.title if len(self.drawn) == 1 else f"{self.title}: {name}"
         notes = self.notes if first else [""] * len(self.notes)
         if view.map is not None:
             shown = view.map
@@ -175,6 +176,7 @@ class Chart:
                 notes=notes,
                 diverging=shown.diverging,
                 square=shown.square,
+                size=plot.MAP if all(self.views[index].map for index in self.drawn) else plot.LINES,
             )
         x, y = view.x or self.x, view.y or self.y
         across = [one.x for one in view.series]

@@ -27,6 +27,8 @@ Frame = tuple[float, float, float, float]
 
 INK, GREY, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
 SCALE = 4
+#: Width and height in pixels of charts of lines, and maps beside these; and of maps alone.
+LINES, MAP = (960, 640), (720, 680)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def line_chart(
     title: str,
     notes: Sequence[str] = (),
     marks: Sequence[Mark] = (),
-    size: tuple[int, int] = (960, 640),
+    size: tuple[int, int] = LINES,
 ) -> Image.Image:
     """A chart of lines; the legend and the notes stand above the frame, never over the data.
 
@@ -104,7 +106,7 @@ def heat_map(
     notes: Sequence[str] = (),
     diverging: bool = False,
     square: bool = True,
-    size: tuple[int, int] = (720, 680),
+    size: tuple[int, int] = MAP,
 ) -> Image.Image:
     """A map of values as colours, with a colour bar.
 

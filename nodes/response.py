@@ -34,7 +34,8 @@ class DenoiserResponse:
     DESCRIPTION = (
         "Adds small waves of every frequency to noisy latents and measures how much of each comes through a MODEL, at "
         "several noise levels, beside the best that a linear denoiser can do; with a second MODEL, teacher and student "
-        "side by side. Where a student's curve falls below its teacher's, it misses detail."
+        "side by side. Where a student's curve falls below its teacher's, it follows less of the detail; a gain below "
+        "the optimum is no fault by itself."
     )
     SEARCH_ALIASES = ("frequency response", "transfer function", "wiener", "student against teacher", "gain")
     RETURN_TYPES = ("IMAGE", "FLOAT", "STRING")

@@ -36,7 +36,7 @@ class PowerSpectrum:
         "Share of all power that lies above the frequency in above, 0 to 1.",
         TABLE_TOOLTIP,
         "alpha and A of the power law in each direction, with their standard errors, as CSV text.",
-        "The energy of each wavelet band (Haar), level by level, as CSV text.",
+        "The energy of each wavelet band (Haar), level by level, as CSV text; of whole images, without window or mask.",
     )
     OUTPUT_NODE = True
     FUNCTION = "measure"

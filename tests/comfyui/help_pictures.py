@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,48 +21,18 @@ from spectral_diffusion.spectral.checkpoint import Checkpoint
 from spectral_diffusion.spectral.config import ConditioningConfig
 from spectral_diffusion.training.tokens import tokenize
 
-from . import prompts
 from .distribution import REPOSITORY
+from .help_pictures_spectra import SPECTRA
+from .help_runs import STUDENT, TEACHER, Recipe, drawn, example, prompt, row, shown
 from .panels import Row, sheet
-from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, Link, node
-from .results import succeed
-from .server import ComfyServer, Prompt
+from .prompts import DECODE, LATENT, LOADER, SAMPLER, node
+from .server import ComfyServer
 from .test_gates import gate
 from .test_guidance import bands, guidance
-from .test_spectrum_nodes import measure
 
-STUDENT, TEACHER = "emoji64-student", "emoji64-teacher"
-STEPS = 20
 CLASSES = ("grapes", "watermelon", "tangerine", "banana", "peach", "strawberry", "red heart", "blue heart")
 DETAIL = ("LH", "HL", "HH")
 BANDS = "noise ... picture; LL blue, LH orange, HL green, HH pink"
-Recipe = Callable[[ComfyServer], Image.Image]
-
-
-def prompt(text: str = "", *nodes: dict[str, Any], model: str = STUDENT, cfg: float = 3.0, **size: int) -> Prompt:
-    """A sampling of `text` (without one: of Unconditional), with nodes between loader and sampler."""
-    made = prompts.generate(model, steps=STEPS, **size)
-    made[SAMPLER]["inputs"]["cfg"] = cfg
-    if text:
-        made["positive"] = node("CLIPTextEncode", clip=[LOADER, 1], text=text)
-    return prompts.patched(made, *nodes)
-
-
-def drawn(comfy: ComfyServer, asked: Prompt) -> Image.Image:
-    """The first picture that a prompt saves."""
-    return comfy.image(succeed(comfy, asked).outputs[SAVE]["images"][0])
-
-
-def shown(comfy: ComfyServer, asked: Prompt, link: Link) -> list[Image.Image]:
-    """The pictures at one output of a prompt, whatever node it belongs to."""
-    asked = {name: made for name, made in asked.items() if name != SAVE}
-    run = succeed(comfy, {**asked, "shown": node("PreviewImage", images=link)})
-    return [comfy.image(entry) for entry in run.outputs["shown"]["images"]]
-
-
-def row(comfy: ComfyServer, heading: str, asked: dict[str, Prompt]) -> Row:
-    """A sampling for each caption."""
-    return Row([(drawn(comfy, one), caption) for caption, one in asked.items()], heading)
 
 
 def load_checkpoint(comfy: ComfyServer) -> Image.Image:
@@ -250,46 +219,10 @@ def band(picture: Image.Image, level: int | None, orientation: int | None) -> Im
     return Image.fromarray((shown.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
 
 
-def example(count: int) -> dict[str, Any]:
-    return node("SpectralDiffusionExampleImages", images="emoji-64", count=count)
-
-
 def example_images(comfy: ComfyServer) -> Image.Image:
     """The first rows of the sheet."""
     pictures = shown(comfy, {"images": example(40)}, ["images", 0])
     return sheet(*(Row([(one, "") for one in pictures[start : start + 10]]) for start in range(0, 40, 10)))
-
-
-def strip(comfy: ComfyServer, asked: Prompt, link: Link, heading: str) -> Row:
-    """Ten of the pictures that a chart is about."""
-    return Row([(one, "") for one in shown(comfy, asked, link)[:10]], heading)
-
-
-def chart(comfy: ComfyServer, asked: Prompt, said: str) -> Row:
-    """What the node `chart` draws, and what a reader of a small panel must know of it."""
-    return Row([(shown(comfy, asked, ["chart", 0])[0], said)])
-
-
-def spectrum_of_examples(kind: str, said: str) -> Recipe:
-    """One of the two charts about a single set."""
-
-    def recipe(comfy: ComfyServer) -> Image.Image:
-        asked = {"images": example(64), "chart": measure(kind, ["images", 0])}
-        return sheet(strip(comfy, asked, ["images", 0], "64 images, of which ten"), chart(comfy, asked, said))
-
-    return recipe
-
-
-def compare_spectra(comfy: ComfyServer) -> Image.Image:
-    """The data that the student was trained on, and as many samples of it."""
-    asked = {**prompt(cfg=1.0, batch_size=64), "examples": example(64)}
-    kind = "SpectralDiffusionCompareSpectra"
-    asked["chart"] = measure(kind, [DECODE, 0], reference=["examples", 0], cutoff=12.0)
-    return sheet(
-        strip(comfy, asked, ["examples", 0], "reference: what the student was trained on"),
-        strip(comfy, asked, [DECODE, 0], "images: what it draws"),
-        chart(comfy, asked, "power over frequency; blue: reference, orange: images"),
-    )
 
 
 def traced(comfy: ComfyServer, *nodes: dict[str, Any]) -> list[Image.Image]:
@@ -329,11 +262,5 @@ PICTURES: dict[str, Recipe] = {
     "wavelet-guidance": wavelet_guidance,
     "wavelet-bands": wavelet_bands,
     "example-images": example_images,
-    "power-spectrum": spectrum_of_examples(
-        "SpectralDiffusionPowerSpectrum", "middle: large areas; border: the finest patterns"
-    ),
-    "radial-spectrum": spectrum_of_examples(
-        "SpectralDiffusionRadialSpectrum", "left: large areas; right: the finest patterns"
-    ),
-    "compare-spectra": compare_spectra,
+    **SPECTRA,
 }
