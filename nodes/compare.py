@@ -287,15 +287,16 @@ def _check_one_size(reference: Set, images: Set) -> None:
 
 def _difference_views(found: DFTDifference, unit: str) -> list[View]:
     """The ratio of the powers around its middle, and the difference of pairs from its largest."""
+    size = (found.ratio.shape[0], found.ratio.shape[1])
     decades = views.reduced(found.ratio) / np.log(10)
     most = max(float(np.percentile(decades.abs().numpy(), 99)), 0.05)
-    ratio = views.frequency_map(decades, "log10(power / power of reference)", -most, most, unit, diverging=True)
+    ratio = views.frequency_map(decades, size, "log10(power / power of reference)", -most, most, unit, diverging=True)
     made = [View(("more or less power",), map=ratio)]
     if found.difference is not None:
         difference = views.reduced(found.difference)
         logs = difference.clamp_min(float(difference.max()) * views.FLOOR + 1e-30).log10()
         low = float(np.percentile(logs.numpy(), 1))
-        shown = views.frequency_map(logs, "power of the difference of pairs, log10", low, float(logs.max()), unit)
+        shown = views.frequency_map(logs, size, "power of the difference of pairs, log10", low, float(logs.max()), unit)
         made.append(View(("difference of pairs",), map=shown))
     return made
 

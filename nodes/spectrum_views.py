@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..spectral.errors import SpectralError
-from ..spectral.spectrum import BandEnergies, OrientedSpectrum, PowerLaw, RadialSpectrum
+from ..spectral.spectrum import BandEnergies, OrientedSpectrum, PowerLaw, RadialSpectrum, centred_ends
 from . import measured
-from .charts import Axis, Map, View
+from .charts import Axis, Map, Unit, View
 from .plot import Series
 from .plot_axes import Array
 
@@ -27,11 +27,32 @@ def law_line(radial: RadialSpectrum, law: PowerLaw) -> Series:
 
 
 def frequency_map(
-    values: Tensor, label: str, low: float, high: float, unit: str = "pixel", *, diverging: bool = False
+    values: Tensor,
+    size: tuple[int, int],
+    label: str,
+    low: float,
+    high: float,
+    unit: str = "pixel",
+    *,
+    diverging: bool = False,
 ) -> Map:
-    """A map over both frequencies, zero in the middle, of values [H, W] that are centred; reduced to MAP_SIDE."""
-    axes = [Axis(f"{name} frequency (cycles per {unit})", low=-0.5, high=0.5) for name in ("horizontal", "vertical")]
-    return Map(values.numpy(), label, axes[0], axes[1], low, max(high, low + 1e-6), diverging)
+    """A map over both frequencies, zero in the middle.
+
+    Args:
+        values: [h, w], centred, from `reduced`.
+        size: height and width of what they were reduced from.
+        low, high: of the colours.
+    """
+    height, width = (centred_ends(side) for side in size)
+    x = _frequency("horizontal", unit, *width)
+    y = _frequency("vertical", unit, -height[1], -height[0])  # the first row, the lowest frequency, is on top
+    return Map(values.numpy(), label, x, y, low, max(high, low + 1e-6), diverging)
+
+
+def _frequency(name: str, unit: str, low: float, high: float) -> Axis:
+    label = f"{name} frequency (cycles per {unit})"
+    nyquist = Unit("of Nyquist", f"{name} frequency (fraction of the Nyquist frequency)", 2.0)
+    return Axis(label, low=low, high=high, units=(Unit(f"per {unit}", label, 1.0), nyquist))
 
 
 def reduced(power: Tensor) -> Tensor:
@@ -45,10 +66,10 @@ def power_map(power: Tensor, normalized: bool, log: bool, unit: str) -> Map:
     centred = reduced(torch.fft.fftshift(power))
     label = "power / largest power" if normalized else "power"
     if not log:
-        return frequency_map(centred, label, 0.0, float(centred.max()), unit)
+        return frequency_map(centred, (power.shape[0], power.shape[1]), label, 0.0, float(centred.max()), unit)
     values = centred.clamp_min(float(centred.max()) * FLOOR + 1e-30).log10()
     low = float(np.percentile(values.numpy(), 1))
-    return frequency_map(values, f"{label}, log10", low, float(values.max()), unit)
+    return frequency_map(values, (power.shape[0], power.shape[1]), f"{label}, log10", low, float(values.max()), unit)
 
 
 def axis_lines(power: Tensor) -> list[Series]:

@@ -21,7 +21,7 @@ from .filters import (
     spectral_correlation,
 )
 from .orientation import OrientedSpectrum, by_direction, oriented_spectrum
-from .planes import Progress, Window, luma, radial_frequency
+from .planes import Progress, Window, centred_ends, luma, radial_frequency
 from .power import mean_power_spectrum, power_spectrum
 from .radial import RadialSpectrum, default_bins, radial_profiles, radial_spectrum
 from .response import Denoiser, Response, denoiser_response, probe_count
@@ -57,6 +57,7 @@ __all__ = [
     "band_energies",
     "band_errors",
     "by_direction",
+    "centred_ends",
     "convolutions",
     "default_bins",
     "denoiser_response",

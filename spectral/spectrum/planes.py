@@ -33,6 +33,15 @@ def radial_frequency(height: int, width: int, *, device: torch.device | str | No
     return torch.hypot(rows[:, None], columns[None, :])
 
 
+def centred_ends(size: int) -> tuple[float, float]:
+    """Between which frequencies the cells of an axis lie, in cycles per pixel, once zero is in the middle.
+
+    Those of an even size begin half a cell before −½, which stands for ½ too.
+    """
+    middle = (size // 2 + 0.5) / size
+    return -middle, 1 - middle
+
+
 def orientation(height: int, width: int) -> Tensor:
     """[height, width] direction in degrees, in [0, 180), in which the wave of each DFT coefficient runs.
 

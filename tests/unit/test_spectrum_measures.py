@@ -286,3 +286,10 @@ def test_orientation_is_the_angle_of_the_frequency_vector(height: int, width: in
     assert np.minimum(difference, 180 - difference).max() < 1e-9
     assert float(found.min()) >= 0
     assert float(found.max()) < 180
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_cells_of_a_centred_axis_lie_around_their_frequencies(size: int) -> None:
+    low, high = planes.centred_ends(size)
+    middles = low + (np.arange(size) + 0.5) * (high - low) / size
+    np.testing.assert_allclose(middles, np.fft.fftshift(np.fft.fftfreq(size)), atol=1e-12)

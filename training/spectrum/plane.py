@@ -22,6 +22,7 @@ from ...spectral.spectrum import (
     Window,
     band_energies,
     by_direction,
+    centred_ends,
     dft_difference,
     mean_power_spectrum,
     radial_frequency,
@@ -180,7 +181,7 @@ def _draw(
         axes.plot(level, bands.detail[:, index], color=colour, marker="o", markersize=4, label=name)
     axes.set_yscale("log")
     axes.set_xticks(level)
-    axes.set_xlabel("wavelet level (1: ¼ to ½ cycles per pixel; each next an octave lower)")
+    axes.set_xlabel("wavelet level (1 the finest, each next an octave lower)")
     axes.set_ylabel("energy per pixel (Haar)")
     axes.legend(frameon=False, fontsize=9)
     figure.suptitle("Power spectrum in two dimensions")
@@ -212,7 +213,10 @@ def _map(axes: Axes, values: Any, colours: Any, low: float, high: float) -> Any:
     """A map over both frequencies, upwards what runs upwards in the image."""
     axes.set_xlabel("horizontal frequency (cycles per pixel)")
     axes.set_ylabel("vertical frequency (cycles per pixel)")
-    return axes.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-6), extent=(-0.5, 0.5, -0.5, 0.5))
+    left, right = centred_ends(values.shape[1])
+    top, bottom = centred_ends(values.shape[0])
+    extent = (left, right, -bottom, -top)
+    return axes.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-6), extent=extent)
 
 
 def _save(figure: Figure, path: Path) -> None:
