@@ -219,7 +219,7 @@ export class Chart {
   pick(place, option) {
     const wanted = this.name.map((part, index) => (index === place ? option : part));
     const shared = ({ name }) => name.filter((part, index) => part === wanted[index]).length;
-    const { views } = this.described;
+    const views = this.described.views.filter(({ name }) => name[place] === option);
     this.name = views.reduce((best, view) => (shared(view) > shared(best) ? view : best)).name;
     this.compose();
   }
@@ -245,6 +245,8 @@ export class Chart {
     this.body.classList.toggle("sd-chart-narrow", this.body.clientWidth < NARROW);
     const size = [this.plot.clientWidth, this.plot.clientHeight];
     if (!this.described || Math.min(...size) < SMALLEST) return;
+    // What was composed before it was on the page did not know what lies behind it.
+    if (this.background() !== this.paper) return this.compose();
     const { view } = this;
     this.svg.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
     if (view.map) this.map.draw(this.shown, view.map, size);
