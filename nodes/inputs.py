@@ -63,7 +63,9 @@ def check(kind: Any, title: str, inputs: dict[str, Any]) -> dict[str, Any]:
     for group in ("required", "optional"):
         for name, (type_, *options) in declared.get(group, {}).items():
             absent = group == "optional" and inputs.get(name) is None
-            if name in inputs and not absent and name not in validated:
+            if absent:
+                checked.pop(name, None)  # its default then holds
+            elif name in inputs and name not in validated:
                 limits = options[0] if options else {}
                 checked[name] = _input(inputs[name], type_, limits, f"{name} of {title}")
     return checked

@@ -128,7 +128,7 @@ def as_set(given: Any, where: str) -> Set:
     else:
         raise SpectralError(f"{where} is {inputs.shown(given)}; connect an IMAGE or a LATENT of images or of video.")
     if not planes.numel():
-        raise SpectralError(f"{where} is empty; expected one image or more.")
+        raise SpectralError(f"{where} holds no pixels; expected one image or more.")
     if planes.shape[-2] * planes.shape[-1] < 2:
         raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")
     planes = planes.float().cpu()

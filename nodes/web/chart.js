@@ -142,11 +142,10 @@ export class Chart {
     this.figure.show(view.picture ? this.pictureUrl(view.picture) : null, view.picture?.caption);
     this.legend.update(view.map ? [] : this.series, this.hidden);
     this.element.classList.toggle("sd-chart-mapped", Boolean(view.map));
-    this.element.classList.toggle("sd-chart-scrubbed", Boolean(described.scrub));
-    if (described.scrub) {
-      const { part, label } = described.scrub;
-      this.scrubber.update(label, this.options(part), this.name[part]);
-    }
+    const { part, label } = described.scrub ?? {};
+    const steps = described.scrub ? this.options(part) : [];
+    this.element.classList.toggle("sd-chart-scrubbed", steps.length > 1);
+    if (described.scrub) this.scrubber.update(label, steps, this.name[part]);
     const known = [described.title, viewName(view)].filter(Boolean).join(": ");
     this.svg.setAttribute("aria-label", `${known}. Arrow keys read the values.`);
     this.draw();

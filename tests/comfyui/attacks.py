@@ -143,9 +143,8 @@ def _responding() -> Prompt:
 
 
 def _saved_spectrum() -> Prompt:
-    made = _spectrum("PowerSpectrum", above=0.3)
-    saver = node("SpectralDiffusionSaveSpectrum", table=["spectrum", 2], filename_prefix="attacked", format="csv")
-    return {**made, "saver": saver}
+    saver = node("SpectralDiffusionSaveSpectrum", table=["table", 0], filename_prefix="attacked", format="csv")
+    return {"table": node("ProbeValue", value=json.dumps("frequency,power\n0.1,2\n")), "saver": saver}
 
 
 _WIENER = {"amplitude": 1.0, "alpha": 2.0, "levels": 3, "window": "hann"}
@@ -201,7 +200,8 @@ def on_every_input(object_info: dict[str, Any], *, all_checked: bool) -> Iterato
             for name, (type_, *_) in object_info[kind]["input"].get(group, {}).items():
                 required = group == "required"
                 title = f"{kind.removeprefix('SpectralDiffusion')}.{name}"
-                yield from _values(home, title, name, type_, required, all_checked or not home.optional)
+                # Nor does it look at optional inputs themselves.
+                yield from _values(home, title, name, type_, required, all_checked or (required and not home.optional))
                 if required and (all_checked or not home.optional):
                     yield from _links(home, title, name)
 
@@ -210,7 +210,7 @@ def _values(home: Home, title: str, name: str, type_: Any, required: bool, check
     says = f"{name}|There is no (checkpoint|LoRA)"
     for value in _WRONG.get("COMBO" if isinstance(type_, list) else type_, _OBJECTS):
         if type_ == "STRING":  # core makes a text of whatever a widget gives
-            if value != "text":
+            if value != "text" and (required or value is not None):
                 yield Attack(f"{title} is linked to {value!r:.30}", linked(home.prompt, home.place, name, value), says)
             continue
         if required or value is not None:
@@ -396,6 +396,12 @@ def _of_model(name: str, kind: str = "none", **size: int) -> Prompt:
     return changed(prompts.generate(kind, steps=1, **size), LOADER, checkpoint=name)
 
 
+def _plotted(home: Home, shape: str, fill: str) -> Prompt:
+    """A chart of images from a probe, shown as a picture."""
+    prompt = _probed(home, "images", "ProbeImage", shape=shape, fill=fill)
+    return {**prompt, "plot": node("PreviewImage", images=[home.place, 0])}
+
+
 def odd() -> Iterator[tuple[str, Prompt]]:
     """Prompts that give an image, by what is odd about them."""
     texts = {"nothing": "", "100 kB": "apple " * 17000, "zero bytes": "a\0b\x1b[2J", "weights": "(((a:1e9) [b::] ))))"}
@@ -411,10 +417,10 @@ def odd() -> Iterator[tuple[str, Prompt]]:
     yield "a label as a text", changed(_CLASS, "positive", label="3")
     yield "a label as true", changed(_CLASS, "positive", label=True)
     for home in (_POWER, _RADIAL):
-        yield "an alpha channel", _probed(home, "images", "ProbeImage", shape="2,64,64,4", fill="noise")
-        yield "one channel", _probed(home, "images", "ProbeImage", shape="2,64,64,1", fill="noise")
-    yield "one row of pixels", _probed(_POWER, "images", "ProbeImage", shape="1,1,64,3", fill="noise")
-    yield "pixels beyond 1", _probed(_POWER, "images", "ProbeImage", shape="1,64,64,3", fill="300")
+        yield "an alpha channel", _plotted(home, "2,64,64,4", "noise")
+        yield "one channel", _plotted(home, "2,64,64,1", "noise")
+    yield "one row of pixels", _plotted(_POWER, "1,1,64,3", "noise")
+    yield "pixels beyond 1", _plotted(_POWER, "1,64,64,3", "300")
     yield "no conditioning", _probed(Home(_CLASS, SAMPLER), "negative", "ProbeContext", shape="", fill="noise")
     yield "the smallest picture", _of_model("emoji64-student.safetensors", "text", width=4, height=4)
     yield "a strip", prompts.generate("none", steps=1, width=512, height=4)
