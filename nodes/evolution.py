@@ -19,7 +19,7 @@ from .plot import Series
 from .recording import Record, traced_samplers
 
 #: More steps are thinned out for the page, and finer rings are joined: its chart travels with the workflow.
-MOST_STEPS, RINGS = 24, 40
+MOST_STEPS, RINGS = 20, 40
 #: Of how many steps a recording keeps the first image's prediction, about.
 KEPT = 64
 #: The side in pixels to which previews of latents are enlarged at least.
@@ -212,7 +212,9 @@ class _Shown:
 
     def __init__(self, run: _Run, record: SpectrumRecord, pictures: int, vae: Any) -> None:
         self.run, count = run, len(run.sigmas)
-        self.frequency = run.evolution.frequency
+        rings = run.evolution.final.count
+        self.frequency = _joined(run.evolution.frequency, rings)
+        self.power = _joined(run.evolution.power, rings)
         self.steps = _evenly(count, MOST_STEPS)
         kept = run.evolution.pictures
         self.places = [kept[index][0] for index in _evenly(len(kept), pictures)]
@@ -228,7 +230,7 @@ class _Shown:
             sampling: its number where there are several.
         """
         suffix = "" if sampling is None else f", sampling {sampling + 1}"
-        power = self.run.evolution.power
+        power = self.power
         made = [
             View(
                 ("latent" + suffix, self._name(step)),
@@ -262,14 +264,15 @@ class _Shown:
 
     def _together(self, suffix: str) -> list[View]:
         """All steps at once: powers as parts of their final ones, and when each frequency is there."""
-        power, count = self.run.evolution.power, len(self.run.sigmas)
+        power, count = self.power, len(self.run.sigmas)
         ratio = (power / power[-1].clamp_min(1e-30)).clamp_min(1e-30).log10()
         rows = ratio[self.steps].flip(0).numpy()
         steps = Axis("step", low=0.5, high=count + 0.5)
         frequency = Axis("spatial frequency (cycles per cell)", low=0.0, high=float(self.frequency[-1]))
         label = "log10(power / final power)"
         shown = Map(rows, label, frequency, steps, -DECADES, DECADES, diverging=True, square=False)
-        there = Series("first step", self.frequency.numpy(), (self.run.evolution.settled() + 1).numpy().astype(float))
+        settled = (self.run.evolution.settled() + 1).numpy().astype(float)
+        there = Series("first step", self.run.evolution.frequency.numpy(), settled)
         when = Axis("step from which the power is within a factor of 2 of its final one", low=0.0, high=count + 1.0)
         return [
             View(("all steps" + suffix, ""), map=shown),
@@ -282,6 +285,15 @@ class _Shown:
     def _nearest(self, step: int) -> int:
         """Which of the pictures is nearest to a step."""
         return min(range(len(self.places)), key=lambda index: abs(self.places[index] - step))
+
+
+def _joined(values: Tensor, count: Tensor) -> Tensor:
+    """Values [..., R] of rings that hold `count` [R] frequencies, neighbours joined until there are RINGS at most."""
+    every = -(-len(count) // RINGS)
+    groups = torch.arange(len(count)) // every
+    weight = torch.zeros(int(groups[-1]) + 1, dtype=values.dtype).index_add_(0, groups, count.to(values.dtype))
+    sums = values.new_zeros(*values.shape[:-1], len(weight)).index_add_(-1, groups, values * count)
+    return sums / weight
 
 
 def _lines(frequency: Tensor, power: Tensor, final: Tensor) -> list[Series]:

@@ -1,8 +1,8 @@
-"""How fast the kit is, in ratios of times that were taken side by side; `bench train`: a step of distillation.
+"""How fast the kit is, in ratios of times that were taken side by side.
 
-The reference of a step is what nobody can leave out: the teacher forwards, the student forwards and backwards, on the
-same batch and with the same precision. What comes on top is the data, the noise, the losses, the gradient's norm, the
-optimizer and the average.
+`bench spectrum`: the radial spectrum of images over their transforms alone. `bench train`: a step of distillation over
+what nobody can leave out: the teacher forwards, the student forwards and backwards, on the same batch and with the same
+precision. What comes on top is the data, the noise, the losses, the gradient's norm, the optimizer and the average.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spectral.spectrum import radial_spectrum
 from . import cli
 from .data.config import DataConfig
 from .data.contexts import Contexts
@@ -38,7 +39,7 @@ from .teachers import open_teacher
 PAIRS, QUICK_PAIRS, WARM = 40, 5, 3
 
 
-def paired(first: Callable[[], None], second: Callable[[], None], count: int) -> tuple[list[float], list[float]]:
+def paired(first: Callable[[], object], second: Callable[[], object], count: int) -> tuple[list[float], list[float]]:
     """Seconds that two functions take, called in turn, so that whatever else the machine does meets both."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(WARM + count):
@@ -115,6 +116,13 @@ def _bare(trainer: Trainer, batch: dict[str, Any]) -> Callable[[], None]:
     return passes
 
 
+def radial_spectrum_over_transforms(batch: int, _precision: Any, pairs: int) -> dict[str, float]:
+    """The radial spectrum of a batch of RGB images of 512×512 pixels over the transforms of the same, rfft2 alone."""
+    images = torch.rand(batch, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(device())
+    times = paired(lambda: radial_spectrum(images), lambda: torch.fft.rfft2(images), pairs)
+    return ratios("radial_spectrum_vs_fft", times)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command `bench`."""
     parser = cli.Parser("bench", "Measure the kit: ratios of times that were taken side by side.")
@@ -135,7 +143,10 @@ def main(argv: Sequence[str]) -> None:
     cli.report(result | {"device": kind, "batch": batch, "precision": arguments.precision, **threads}, arguments.json)
 
 
-BENCHES: dict[str, Callable[[int, Any, int], dict[str, float]]] = {"train": distill_step}
+BENCHES: dict[str, Callable[[int, Any, int], dict[str, float]]] = {
+    "train": distill_step,
+    "spectrum": radial_spectrum_over_transforms,
+}
 
 if __name__ == "__main__":
     sys.exit(cli.run(main))

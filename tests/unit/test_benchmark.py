@@ -37,3 +37,10 @@ def test_a_step_of_distillation_is_timed(monkeypatch: pytest.MonkeyPatch, capsys
     numbers = [value for name, value in found.items() if name.startswith("distill_step_overhead")]
     assert len(numbers) == 4 and all(math.isfinite(number) and number >= 0 for number in numbers)
     assert found["distill_step_overhead_seconds"] > 0
+
+
+def test_the_radial_spectrum_is_timed_against_its_transforms(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "spectrum", "--quick", "--batch", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["radial_spectrum_vs_fft"] > 0
+    assert found["radial_spectrum_vs_fft_reference_seconds"] > 0

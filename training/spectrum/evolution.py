@@ -95,7 +95,7 @@ def plot(evolution: Evolution, pictures: Sequence[Tensor], name: str, of_latents
         axes.plot(frequency, row.clamp_min(1e-12), color=colour, linewidth=1.2, alpha=0.9)
     drawing.frequency_axis(axes, frequency[0].item(), frequency[-1].item(), unit=drawing.unit(of_latents))
     axes.set_yscale("log")
-    axes.set_ylabel("power (|DFT|² / number of pixels)")
+    axes.set_ylabel(f"power (|DFT|² / number of {'cells' if of_latents else 'pixels'})")
     drawing.step_scale(figure, axes, evolution.steps[0], evolution.steps[-1], "time step t, sampling runs down")
     what = "latents" if of_latents else "images"
     figure.suptitle(f"Predicted {what} step by step, {name}", fontsize=12)
