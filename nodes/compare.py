@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..spectral import spectrum
 from ..spectral.colours import of_names
@@ -16,7 +17,7 @@ from ..spectral.spectrum import BandErrors, DFTDifference, RadialSpectrum
 from . import measured, show
 from . import spectrum_views as views
 from .charts import Axis, Chart, Unit, View
-from .measured import CATEGORY, COLOUR, SET, WINDOW, Set
+from .measured import CATEGORY, COLOUR, MASK, SET, WINDOW, Set
 from .plot import Series
 from .plot_axes import Mark
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
@@ -78,6 +79,7 @@ class CompareSpectra:
                 **{name: (SET, more) for name in MORE},
                 "names": ("STRING", {"default": "", "tooltip": names}),
                 "colour": COLOUR,
+                "mask": MASK,
             },
         }
 
@@ -89,6 +91,7 @@ class CompareSpectra:
         window: spectrum.Window,
         names: str = "",
         colour: str = "all channels",
+        mask: Tensor | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Plot, both errors and the distance of `images`, and tables of all.
@@ -99,10 +102,16 @@ class CompareSpectra:
         connected = {"reference": reference, "images": images}
         connected |= {key: more[key] for key in MORE if more.get(key) is not None}
         sets = {key: measured.as_set(one, f"{key} of Compare Spectra") for key, one in connected.items()}
-        gray = measured.is_luma(colour, *sets.values())
+        measured.check_alike(sets)
         done = measured.progress(sum(len(one.planes) for one in sets.values()))
         found = {
-            name: spectrum.radial_spectrum(one.planes, window=window, gray=gray, progress=done)
+            name: spectrum.radial_spectrum(
+                one.planes,
+                window=window,
+                gray=measured.is_luma(colour, one),
+                mask=one.mask(mask),
+                progress=done,
+            )
             for name, one in zip(_names(names, list(sets)), sets.values(), strict=True)
         }
         (first, expected), *others = found.items()
@@ -177,11 +186,17 @@ class DFTDifferenceNode:
                 "window": WINDOW,
                 "above": ("FLOAT", above),
             },
-            "optional": {"colour": COLOUR},
+            "optional": {"colour": COLOUR, "mask": MASK},
         }
 
     def compare(
-        self, reference: Any, images: Any, window: spectrum.Window, above: float, colour: str = "all channels"
+        self,
+        reference: Any,
+        images: Any,
+        window: spectrum.Window,
+        above: float,
+        colour: str = "all channels",
+        mask: Tensor | None = None,
     ) -> dict[str, Any]:
         """Maps, share and table.
 
@@ -192,11 +207,14 @@ class DFTDifferenceNode:
             measured.as_set(one, f"{name} of DFT Difference")
             for name, one in (("reference", reference), ("images", images))
         ]
+        measured.check_alike(dict(zip(("reference", "images"), sets, strict=True)))
         _check_one_size(*sets)
-        gray = measured.is_luma(colour, *sets)
+        gray = measured.is_luma(colour, sets[0])
         paired = len(sets[0].planes) == len(sets[1].planes)
         done = measured.progress(sum(len(one.planes) for one in sets) + paired * len(sets[0].planes))
-        found = spectrum.dft_difference(sets[0].planes, sets[1].planes, window=window, gray=gray, progress=done)
+        found = spectrum.dft_difference(
+            sets[0].planes, sets[1].planes, window=window, gray=gray, mask=sets[0].mask(mask), progress=done
+        )
         share = found.high_share(above)
         unit = sets[0].unit
         said = f"{share:.2%} of the difference lies above {above:g} cycles per {unit}"
@@ -305,11 +323,12 @@ DIFFERENCE_HEADER = ("horizontal_cycles_per_pixel", "vertical_cycles_per_pixel",
 
 
 def _difference_rows(found: DFTDifference) -> Iterator[tuple[float | str, ...]]:
-    """The half of the plane that the other mirrors, upper rows first."""
+    """The half of the plane that the other mirrors, upper rows first; −½ stands for ½ where there is one."""
     height, width = found.ratio.shape
     vertical = torch.fft.fftshift(torch.fft.fftfreq(height, dtype=torch.float64)).tolist()
     horizontal = torch.fft.fftshift(torch.fft.fftfreq(width, dtype=torch.float64)).tolist()
     pairs = [[""] * width] * height if found.difference is None else found.difference.tolist()
     ratio = found.ratio.tolist()
-    for row, column in itertools.product(range(height), range(width // 2, width)):
+    columns = [*([0] if width % 2 == 0 else []), *range(width // 2, width)]
+    for row, column in itertools.product(range(height), columns):
         yield horizontal[column], vertical[row], ratio[row][column], pairs[row][column]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,7 @@ class SpectrumRecord:
         """Core's `sampler_post_cfg_function`: changes nothing. Of several predictions at one noise level the first."""
         denoised: Tensor = args["denoised"]
         run, sigma = self._runs.current(), float(args["sigma"].max())
-        if run.failure is None and not (run.sigmas and run.sigmas[-1] == sigma):
+        if run.failure is None and not (run.sigmas and math.isclose(run.sigmas[-1], sigma, rel_tol=1e-4)):
             try:
                 run.evolution.add(sigma, _planes(denoised))
                 run.sigmas.append(sigma)
@@ -196,7 +197,7 @@ class SpectrumEvolution:
             measured.frequency_axis(0.9 * float(last.frequency[0]), 0.75, "cell"),
             measured.power_axis("power of the denoised prediction"),
             views,
-            notes=[f"{len(run.sigmas)} steps, latents of {_size(run)} cells" for run in runs],
+            notes=[f"predictions at {len(run.sigmas)} noise levels, latents of {_size(run)} cells" for run in runs],
             scrub=(1, "step"),
             drawn=_drawn(views),
         )

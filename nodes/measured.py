@@ -140,15 +140,27 @@ def as_set(given: Any, where: str) -> Set:
     return Set(planes, unit)
 
 
-def is_luma(colour: str, *sets: Set) -> bool:
-    """Whether the brightness is to be measured.
+def is_luma(colour: str, given: Set) -> bool:
+    """Whether the brightness is to be measured; of grey images it is what they hold.
 
     Raises:
         SpectralError: of latents.
     """
-    if colour == "luma" and any(one.unit != "pixel" for one in sets):
+    if colour == "luma" and given.unit != "pixel":
         raise SpectralError("Latents have no brightness; set colour to all channels, or decode them first.")
-    return colour == "luma" and all(one.planes.shape[1] == 3 for one in sets)
+    return colour == "luma" and given.planes.shape[1] == 3
+
+
+def check_alike(sets: dict[str, Set]) -> None:
+    """Raise SpectralError where images would be compared with latents."""
+    (first, reference), *others = sets.items()
+    for name, one in others:
+        if one.unit != reference.unit:
+            kinds = {"pixel": "an IMAGE", "cell": "a LATENT"}
+            raise SpectralError(
+                f"{first} is {kinds[reference.unit]} and {name} {kinds[one.unit]}, whose frequencies mean different "
+                "things; decode the latents, or encode the images."
+            )
 
 
 def progress(total: int) -> Callable[[int], None]:

@@ -20,7 +20,7 @@ from .levels import Levels, levels_of
 from .measured import CATEGORY, NYQUIST
 from .plot import Series
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
-from .wiener import scaled
+from .wiener import clean, scaled
 
 #: Probes that go through the model at a time; each is two latents.
 BATCH = 8
@@ -104,7 +104,7 @@ class DenoiserResponse:
         if model_2 is not None:
             asked.append((model_2, positive_2 if positive_2 is not None else positive))
         called = _names(names, len(asked))
-        latents = _latents(samples)
+        latents = _latents(samples, [one for one, _ in asked])
         one_count = spectrum.probe_count((latents.shape[-2], latents.shape[-1]), levels, frequencies, probes)
         done = measured.progress(one_count * len(asked))
         settings = {"rings": frequencies, "probes": probes, "seed": probe_seed, "batch": BATCH, "progress": done}
@@ -147,20 +147,20 @@ def _names(given: str, count: int) -> list[str]:
     return names
 
 
-def _latents(samples: dict[str, Tensor]) -> Tensor:
-    """Clean latents [N, C, h, w].
+def _latents(samples: dict[str, Tensor], models: list[Any]) -> Tensor:
+    """Clean latents [N, C, h, w], in the VAE's scale.
 
     Raises:
-        SpectralError: they are none of images, or all zero.
+        SpectralError: they are none of images, all zero, or of other channels than a model's.
     """
-    planes = measured.as_set(samples, "samples of Denoiser Response").planes
+    where = "samples of Denoiser Response"
+    if any(getattr(one.model.latent_format, "latent_dimensions", 2) != 2 for one in models):
+        raise SpectralError("Denoiser Response probes models of images, and this MODEL makes videos or sound.")
     if samples["samples"].ndim != 4:
-        raise SpectralError("samples of Denoiser Response are of a video; expected latents of images.")
-    if not bool(planes.any()):
-        raise SpectralError(
-            "samples of Denoiser Response are empty latents, which hold no picture; connect VAE Encode of some images."
-        )
-    return planes
+        raise SpectralError(f"{where} are no latents of images; expected [batch, channels, height, width].")
+    for one in models:
+        clean(one, samples, where)
+    return measured.as_set(samples, where).planes
 
 
 def _response(model: Any, positive: Any, latents: Tensor, levels: Levels, settings: dict[str, Any]) -> Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import folder_paths
 
 from ..spectral.errors import SpectralError
 from .measured import CATEGORY
+
+#: Columns that hold names, which may look like numbers.
+NAMES = ("set", "model", "layer", "axis")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 class SaveSpectrum:
@@ -61,9 +67,13 @@ class SaveSpectrum:
         try:
             whole.write_text(text, encoding="utf-8")
             whole.replace(path)
-        except OSError as error:
-            whole.unlink(missing_ok=True)
-            raise SpectralError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+        except (OSError, ValueError) as error:  # a full disk, a name that is too long or that no file can have
+            with suppress(OSError, ValueError):
+                whole.unlink(missing_ok=True)
+            raise SpectralError(
+                f"filename_prefix of Save Spectrum is {filename_prefix!r:.80}, and no such file can be written "
+                f"({getattr(error, 'strerror', None) or error}); choose a shorter or plainer name."
+            ) from error
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}
 
 
@@ -80,15 +90,16 @@ def read(table: str) -> dict[str, list[float | str | None]]:
             "Radial Spectrum."
         )
     header, *values = rows
-    return {name: [_value(row[index]) for row in values] for index, name in enumerate(header)}
+    return {
+        name: [row[index] if name in NAMES else _value(row[index]) for row in values]
+        for index, name in enumerate(header)
+    }
 
 
 def _value(text: str) -> float | str | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return text or None
-    return number if number - number == 0 else None
+    if NUMBER.fullmatch(text):
+        return float(text)
+    return None if text.lower() in ("", "nan", "inf", "-inf") else text
 
 
 def _place(prefix: str, suffix: str) -> tuple[Path, str, int]:

@@ -17,6 +17,8 @@ from torch import Tensor
 from . import plot
 from .charts import Chart
 
+#: Longer tables, in characters, are not told to the page, which would keep them for every run.
+LONGEST_TABLE = 500_000
 PLOT_TOOLTIP = "The chart as an image, to save or to preview."
 TABLE_TOOLTIP = "The chart's numbers as CSV text with a header line."
 
@@ -31,7 +33,8 @@ def chart(made: Chart, table: str, numbers: dict[str, float], *more: Any) -> dic
 
 def for_page(made: Chart, table: str, numbers: dict[str, float]) -> dict[str, Any]:
     """What the page is told of a chart."""
-    return {"spectral_chart": [finite(made.described())], "numbers": [finite(numbers)], "table": [table]}
+    told = {"spectral_chart": [finite(made.described())], "numbers": [finite(numbers)]}
+    return {**told, "table": [table]} if len(table) <= LONGEST_TABLE else told
 
 
 def as_image(made: Chart) -> Tensor:

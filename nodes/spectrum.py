@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spectral import spectrum
+from ..spectral.errors import SpectralError
+from ..spectral.spectrum import PowerLaw, RadialSpectrum
 from . import measured, show
 from . import spectrum_views as views
 from .charts import Axis, Chart, View
@@ -16,6 +19,7 @@ from .plot import Series
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
 
 SECTORS = 12
+NUMBERS = ("alpha", "alpha_error")
 SETS = {"tooltip": "One image, or a batch to average over; a LATENT is measured as it is, in cells instead of pixels."}
 
 
@@ -90,7 +94,7 @@ class PowerSpectrum:
         frequency = spectrum.radial_frequency(*power.shape)
         share = float(power[frequency > above].sum() / power.sum().clamp_min(torch.finfo(torch.float64).tiny))
         shown = power / power.max() if normalize and power.any() else power
-        directions = spectrum.by_direction(power, len(given.planes), sectors=SECTORS)
+        directions = spectrum.by_direction(power, len(given.planes), sectors=SECTORS, window=window)
         laws = views.laws_of(directions)
         chart = Chart(
             "Power spectrum",
@@ -126,7 +130,7 @@ class RadialSpectrumNode:
     RETURN_NAMES = ("plot", "alpha", "alpha_error", "table")
     OUTPUT_TOOLTIPS = (
         PLOT_TOOLTIP,
-        "The exponent of the power law: larger is smoother; photographs have about 2.",
+        "The exponent of the power law: larger is smoother; photographs have about 2. NaN where there is none.",
         "The standard error of alpha.",
         TABLE_TOOLTIP,
     )
@@ -161,10 +165,10 @@ class RadialSpectrumNode:
         mask: Tensor | None = None,
         colour: str = "all channels",
     ) -> dict[str, Any]:
-        """Plot, slope and table.
+        """Plot, slope and table; both numbers are NaN where there is no slope, and the chart says why.
 
         Raises:
-            SpectralError: too few frequencies in the fit's range, or images without any contrast.
+            SpectralError: images or a mask that cannot be measured.
         """
         given = measured.as_set(images, "images of Radial Spectrum")
         radial = spectrum.radial_spectrum(
@@ -174,7 +178,7 @@ class RadialSpectrumNode:
             mask=given.mask(mask),
             progress=measured.progress(len(given.planes)),
         )
-        law = spectrum.fit_power_law(radial, fit_low or None, fit_high)
+        law, said = _law(radial, fit_low, fit_high)
         chart = Chart(
             "Radial power spectrum",
             measured.frequency_axis(0.9 * float(radial.frequency[0]), 0.75, given.unit, radial.side),
@@ -184,7 +188,7 @@ class RadialSpectrumNode:
                     ("power",),
                     [
                         measured.radial_line("mean (shaded: 95 % confidence)", radial, "#0072B2"),
-                        views.law_line(radial, law),
+                        *([views.law_line(radial, law)] if law else []),
                     ],
                     marks=[NYQUIST],
                 ),
@@ -195,7 +199,16 @@ class RadialSpectrumNode:
                     marks=[NYQUIST],
                 ),
             ],
-            notes=[given.about, f"power = A / frequency^alpha with alpha = {measured.with_error(law)}"],
+            notes=[given.about, said],
         )
-        numbers = {"alpha": law.alpha, "alpha_error": law.alpha_error}
+        numbers = {"alpha": law.alpha, "alpha_error": law.alpha_error} if law else dict.fromkeys(NUMBERS, math.nan)
         return show.chart(chart, show.csv(measured.RADIAL_HEADER, measured.radial_rows(radial)), numbers)
+
+
+def _law(radial: RadialSpectrum, low: float, high: float) -> tuple[PowerLaw | None, str]:
+    """The power law and what is said of it; of images that are too small or too flat for one, why there is none."""
+    try:
+        law = spectrum.fit_power_law(radial, low or None, high)
+    except SpectralError as error:
+        return None, str(error)
+    return law, f"power = A / frequency^alpha with alpha = {measured.with_error(law)}"

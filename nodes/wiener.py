@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..spectral import spectrum
 from ..spectral.colours import sequence
+from ..spectral.errors import SpectralError
 from ..spectral.spectrum import WienerTable
 from . import measured, show
 from .charts import Axis, Chart, Map, View
 from .levels import Levels, levels_of
-from .measured import CATEGORY, NYQUIST, SET, WINDOW
+from .measured import CATEGORY, NYQUIST, SET, WINDOW, Set
 from .plot import Series
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
 
@@ -99,10 +100,31 @@ def _power(
     if images is None:
         about = f"|X0|^2 = {amplitude:g} / frequency^{alpha:g}"
         return lambda frequency: spectrum.power_law(frequency, amplitude, alpha), LOWEST, about
-    given = measured.as_set(scaled(model, images), "images of Wiener Filter")
+    given = clean(model, images, "images of Wiener Filter")
     radial = spectrum.radial_spectrum(given.planes, window=window, progress=measured.progress(len(given.planes)))
     lowest = min(float(radial.frequency[0]), 0.25)
     return lambda frequency: spectrum.measured_power(radial, frequency), lowest, f"|X0|^2 of {given.about}"
+
+
+def clean(model: Any, given: Any, where: str) -> Set:
+    """Clean pictures as a MODEL sees them: latents of its channels in its scale, or images where it works on pixels.
+
+    Args:
+        where: the input, as a sentence begins with it.
+
+    Raises:
+        SpectralError: they belong to another model, are empty, or the model's latents have more than two sides.
+    """
+    found = measured.as_set(scaled(model, given), where)
+    channels = getattr(model.model.latent_format, "latent_channels", 4)  # which ComfyUI of 2024 does not say
+    if found.planes.shape[1] != channels:
+        raise SpectralError(
+            f"{where} has {found.planes.shape[1]} channels and this MODEL works on {channels}; connect VAE Encode with "
+            "the VAE that belongs to it."
+        )
+    if not bool(found.planes.any()):
+        raise SpectralError(f"{where} is an empty latent, which holds no picture; connect VAE Encode of some images.")
+    return found
 
 
 def scaled(model: Any, given: Any) -> Any:

@@ -58,7 +58,12 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def floats(image: Image.Image) -> npt.NDArray[np.float32]:
-    """[H, W, 3] float32 in [0, 1], transparent parts over white; 16-bit grey keeps its 16 bits."""
+    """[H, W, 3] float32 in [0, 1], transparent parts over white; 16-bit grey keeps its 16 bits, floats their values."""
+    if image.mode == "F":
+        values: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinity")
+        return np.repeat(values[..., None], 3, axis=-1)
     if _is_deep(image):
         return np.repeat(_deep(image)[..., None], 3, axis=-1)
     colours: npt.NDArray[np.float32] = np.asarray(rgb(image), dtype=np.float32)

@@ -42,7 +42,7 @@ def plot_radial_spectra(
 ) -> None:
     """Draw radial spectra over cycles per pixel; for two or more sets also their ratio to the first one.
 
-    Shaded bands are ±2 standard errors of the mean over the images.
+    Shaded bands are 95 % confidence intervals of the mean.
 
     Args:
         named: the sets in the order of the legend, the reference first.
@@ -122,10 +122,8 @@ def _draw_spectra(axes: Axes, named: Mapping[str, RadialSpectrum]) -> None:
         power = rings.power.clamp_min(floor)
         width = 3.4 if name == first and len(named) > 1 else 1.6  # a curve on top of the reference hides it no more
         axes.plot(rings.frequency, power, color=colour, linestyle=_style(name), linewidth=width, label=name)
-        if rings.std is not None:
-            error = 2 * rings.std / math.sqrt(rings.images)
-            low, high = (power - error).clamp_min(floor), power + error
-            axes.fill_between(rings.frequency, low, high, color=colour, alpha=0.18, linewidth=0)
+        low, high = (edge.clamp_min(floor) for edge in rings.interval())
+        axes.fill_between(rings.frequency, low, high, color=colour, alpha=0.18, linewidth=0)
     lowest = min(rings.frequency[0].item() for rings in named.values())
     axes.set_xscale("log")
     axes.set_xlim(0.92 * lowest, 1.04 * math.sqrt(0.5))
@@ -134,6 +132,7 @@ def _draw_spectra(axes: Axes, named: Mapping[str, RadialSpectrum]) -> None:
     powers = torch.cat([rings.power.clamp_min(floor) for rings in named.values()])
     axes.set_ylim(0.5 * powers.min().item(), 2 * powers.max().item())
     axes.set_ylabel("power (|DFT|² / number of pixels)")
+    axes.text(0.01, 0.02, "shaded: 95 % confidence", transform=axes.transAxes, fontsize=8, color="#444444")
 
 
 def _draw_ratios(axes: Axes, named: Mapping[str, RadialSpectrum]) -> None:

@@ -139,7 +139,13 @@ class DFTDifference:
 
 
 def dft_difference(
-    reference: Tensor, other: Tensor, *, window: Window = "hann", gray: bool = False, progress: Progress | None = None
+    reference: Tensor,
+    other: Tensor,
+    *,
+    window: Window = "hann",
+    gray: bool = False,
+    mask: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> DFTDifference:
     """Compare two sets of images of one size, frequency by frequency in two dimensions.
 
@@ -147,6 +153,7 @@ def dft_difference(
         reference, other: [B, C, H, W] of one size and channels; of as many images, these are compared in pairs, such
             as samples of two models from the same noise.
         window, gray: as for `radial_spectrum`.
+        mask: as for `radial_spectrum`, of both sets; one for each image only where there are pairs.
         progress: told of the images as they are done, each pass counting for itself.
 
     Raises:
@@ -158,12 +165,12 @@ def dft_difference(
             "sets [batch, channels, height, width] of one size, so resize one of them."
         )
     first, second = (
-        mean_power_spectrum(one, window=window, gray=gray, progress=progress) for one in (reference, other)
+        mean_power_spectrum(one, window=window, gray=gray, mask=mask, progress=progress) for one in (reference, other)
     )
     floor = RELATIVE_FLOOR * max(first.max().item(), second.max().item(), torch.finfo(torch.float64).tiny)
     ratio = (second.clamp_min(floor) / first.clamp_min(floor)).log()
     difference = None
     if len(reference) == len(other):
-        difference = mean_power_spectrum(other - reference, window=window, gray=gray, progress=progress)
+        difference = mean_power_spectrum(other - reference, window=window, gray=gray, mask=mask, progress=progress)
         difference = torch.fft.fftshift(difference)
     return DFTDifference(torch.fft.fftshift(ratio), difference, torch.fft.fftshift((second - first).abs()))

@@ -29,6 +29,7 @@ class OrientedSpectrum:
     count: [S, R] DFT frequencies, int64 (of the first batch).
     images: how many images.
     size: (height, width) in pixels (the mean over images).
+    window: that it was measured with.
     """
 
     angle: Tensor
@@ -37,6 +38,7 @@ class OrientedSpectrum:
     count: Tensor
     images: int
     size: tuple[float, float]
+    window: Window = "hann"
 
     def fits(self, low: float | None = None, high: float = 0.375) -> list[PowerLaw]:
         """The power law of each sector; its amplitude A(θ) is exp(log_amplitude), both with errors.
@@ -49,7 +51,9 @@ class OrientedSpectrum:
         """
         low = 4 / min(self.size) if low is None else low
         return [
-            fit_line(frequency, found, count, low, high, f"in the direction of {angle:.4g} degrees")
+            fit_line(
+                frequency, found, count, low, high, self.window, self.size, f"in the direction of {angle:.4g} degrees"
+            )
             for angle, frequency, found, count in zip(
                 self.angle.tolist(), self.frequency, self.power, self.count, strict=True
             )
@@ -83,7 +87,7 @@ def oriented_spectrum(
         bins = radial.default_bins(*planes.check_batch(batch, window).shape[-2:]) if bins is None else bins
         if len(batch):
             mean = power.mean_power_spectrum(batch, window=window, gray=gray, mask=mask, progress=progress)
-            found.append(by_direction(mean, len(batch), sectors=sectors, bins=bins))
+            found.append(by_direction(mean, len(batch), sectors=sectors, bins=bins, window=window))
     if not found:
         raise SpectralError("A spectrum by direction needs at least one image; the set given is empty.")
     return _together(found)
@@ -104,16 +108,20 @@ def _together(found: list[OrientedSpectrum]) -> OrientedSpectrum:
         count=found[0].count,
         images=total,
         size=(sum(o.size[0] * o.images for o in found) / total, sum(o.size[1] * o.images for o in found) / total),
+        window=found[0].window,
     )
 
 
-def by_direction(power: Tensor, images: int = 1, *, sectors: int = 12, bins: int | None = None) -> OrientedSpectrum:
+def by_direction(
+    power: Tensor, images: int = 1, *, sectors: int = 12, bins: int | None = None, window: Window = "hann"
+) -> OrientedSpectrum:
     """The same of a power spectrum that is known.
 
     Args:
         power: [H, W] float64, DC first, from `mean_power_spectrum`.
         images: that it is the mean of.
         sectors, bins: as for `oriented_spectrum`.
+        window: that it was measured with.
 
     Raises:
         SpectralError: a number of sectors or rings that cannot be, or one pixel.
@@ -127,7 +135,7 @@ def by_direction(power: Tensor, images: int = 1, *, sectors: int = 12, bins: int
     sums = torch.bincount(cell, weights=power.flatten()[1:], minlength=len(count))
     shape = (sectors, bins + 1)
     frequency, mean, count = (one.view(shape) for one in (moment / count, sums / count, count))
-    return OrientedSpectrum(_angles(sectors), frequency, mean, count, images, (float(height), float(width)))
+    return OrientedSpectrum(_angles(sectors), frequency, mean, count, images, (float(height), float(width)), window)
 
 
 def _check_sectors(sectors: int) -> None:

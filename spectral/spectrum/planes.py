@@ -77,9 +77,18 @@ def check(x: Tensor, window: str) -> Tensor:
 def check_batch(images: Tensor, window: str) -> Tensor:
     """As `check`, and that it is a batch [B, C, H, W]."""
     images = check(images, window)
-    if images.ndim != 4:
+    if images.ndim != 4 or not images.shape[1]:
         raise SpectralError(f"Radial spectra need images [batch, channels, height, width], not {tuple(images.shape)}.")
     return images
+
+
+def check_finite(power: Tensor) -> None:
+    """Raise SpectralError for a power that is none: the images hold NaN, infinity, or numbers beyond float32."""
+    if not bool(power.isfinite().all()):
+        raise SpectralError(
+            "The images hold numbers that are not finite (NaN or infinity), or beyond the power of single precision; "
+            "leave those images out."
+        )
 
 
 def check_mask(mask: Tensor | None, images: Tensor) -> Tensor | None:

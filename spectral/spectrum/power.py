@@ -86,6 +86,7 @@ def mean_power_spectrum(
         half += half_plane_power(chunk, window, part(mask, start, stop), remove_dc).sum(0)
         if progress is not None:
             progress(stop - start)
+    planes.check_finite(half)
     half = half.cpu().double() / max(len(images), 1)
     whole = torch.empty(height, width, dtype=torch.float64)
     whole[:, : half.shape[1]] = half

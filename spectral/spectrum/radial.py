@@ -103,6 +103,7 @@ def radial_profiles(
         sums[start:stop].index_add_(1, ring, found.flatten(1) * weight)
         if progress is not None:
             progress(stop - start)
+    planes.check_finite(sums)
     return sums.cpu().double() / _ring_counts(height, width, bins)
 
 

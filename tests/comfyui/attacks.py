@@ -304,9 +304,8 @@ def _images() -> Iterator[Attack]:
             title = home.prompt[home.place]["class_type"].removeprefix("SpectralDiffusion")
             yield Attack(f"{title}.{name}: {key}", _probed(home, name, "ProbeImage", **probe), "images|pixel")
     for shape in ("1,2,2,3", "1,1,64,3"):
-        for kind, home in (("Compare", _COMPARE), ("Radial", _RADIAL)):
-            prompt = _probed(home, "images", "ProbeImage", shape=shape, fill="noise")
-            yield Attack(f"{kind} Spectra: images of {shape}", prompt, "larger images")
+        prompt = _probed(_COMPARE, "images", "ProbeImage", shape=shape, fill="noise")
+        yield Attack(f"Compare Spectra: images of {shape}", prompt, "larger images")
     for key, probe in made.items():
         if key not in ("one pixel", "1e30", "no batch"):  # the last is too much for core's node itself
             yield Attack(f"VAE Encode: {key}", _encoded(**probe), "images|pixel")
@@ -419,6 +418,7 @@ def odd() -> Iterator[tuple[str, Prompt]]:
     for home in (_POWER, _RADIAL):
         yield "an alpha channel", _plotted(home, "2,64,64,4", "noise")
         yield "one channel", _plotted(home, "2,64,64,1", "noise")
+    yield "too small for a slope", _plotted(_RADIAL, "1,2,2,3", "noise")
     yield "one row of pixels", _plotted(_POWER, "1,1,64,3", "noise")
     yield "pixels beyond 1", _plotted(_POWER, "1,64,64,3", "300")
     yield "no conditioning", _probed(Home(_CLASS, SAMPLER), "negative", "ProbeContext", shape="", fill="noise")

@@ -219,7 +219,7 @@ def test_empty_latents_and_missing_names_are_sentences(comfy: ComfyServer) -> No
     made = encoded("class", 2)
     made[LATENT] = node("SpectralDiffusionEmptyLatent", model=[LOADER, 0], width=0, height=0, batch_size=1)
     made["spectrum"] = response("one", model=[LOADER, 0], samples=[LATENT, 0])
-    assert "hold no picture" in comfy.run(made).message
+    assert "holds no picture" in comfy.run(made).message
     made["spectrum"] = response("one", model=[LOADER, 0], model_2=[LOADER, 0])
     assert "there are 2 models" in comfy.run(made).message
 

@@ -202,6 +202,15 @@ def test_the_difference_of_pairs_is_what_was_added(comfy: ComfyServer) -> None:
     for above, share in ((0.3, 1.0), (0.42, 0.0)):
         prompt["spectrum"] = measure(DIFFERENCE, ["added", 0], reference=["plain", 0], above=above, window="none")
         assert numbers(comfy, prompt)["high_share"] == pytest.approx(share, abs=1e-3)
+    edge = save_image(comfy, "edge.png", grating(0.5))
+    finest = {
+        **prompt,
+        "edge": edge,
+        "spectrum": measure(DIFFERENCE, ["edge", 0], reference=["plain", 0], window="none"),
+    }
+    rows = table(shown(comfy, finest))
+    assert max(rows, key=lambda row: float(row["pair_difference"]))["horizontal_cycles_per_pixel"] == "-0.5"
+    assert len(rows) == 64 * 33
     largest = max(table(shown(comfy, prompt)), key=lambda row: float(row["pair_difference"]))
     assert (largest["horizontal_cycles_per_pixel"], largest["vertical_cycles_per_pixel"]) == ("0.375", "0")
     small = {
@@ -216,9 +225,11 @@ def test_a_cut_off_beyond_the_image_is_a_sentence(comfy: ComfyServer) -> None:
     assert "leaves a band empty" in comfy.run({"images": examples(2), "spectrum": spectrum}).message
 
 
-def test_a_blank_image_is_a_sentence_where_there_is_no_slope(comfy: ComfyServer) -> None:
+def test_a_blank_image_has_no_slope_and_says_so(comfy: ComfyServer) -> None:
     image = save_image(comfy, "blank.png", np.ones((48, 64)))
-    assert "No slope" in comfy.run({"image": image, "spectrum": measure(RADIAL, ["image", 0])}).message
+    found = shown(comfy, {"image": image, "spectrum": measure(RADIAL, ["image", 0])})
+    assert found["numbers"] == [{"alpha": None, "alpha_error": None}]
+    assert "No slope" in found["spectral_chart"][0]["notes"][1]
     assert numbers(comfy, {"image": image, "spectrum": measure(POWER, ["image", 0])})["high_share"] == 0.0
 
 
@@ -227,8 +238,9 @@ def test_a_table_is_saved_and_never_replaced(comfy: ComfyServer, format: str) ->
     prompt = {"images": examples(4), "spectrum": measure(RADIAL, ["images", 0])}
     saver = {"table": ["spectrum", 3], "filename_prefix": f"spectra/{format}", "format": format}
     prompt["saved"] = node("SpectralDiffusionSaveSpectrum", **saver)
-    prompt["again"] = node("SpectralDiffusionSaveSpectrum", **saver)
     run = succeed(comfy, prompt)
+    again = {**prompt, "images": examples(5)}
+    assert succeed(comfy, again).outputs["saved"]["text"] != run.outputs["saved"]["text"]
     folder = comfy.distribution.base / "output" / "spectra"
     assert sorted(path.name for path in folder.glob(f"{format}_*")) == [f"{format}_0000{n}_.{format}" for n in (1, 2)]
     written = (folder / f"{format}_00001_.{format}").read_text(encoding="utf-8")
@@ -241,6 +253,9 @@ def test_a_table_is_saved_and_never_replaced(comfy: ComfyServer, format: str) ->
         assert columns["power"] == [float(row["power"]) for row in rows]
     prompt["saved"]["inputs"]["filename_prefix"] = "../../outside"
     assert "within the output folder" in comfy.run(prompt).message
+    for prefix in ("x" * 300, "a\0b"):
+        prompt["saved"]["inputs"]["filename_prefix"] = prefix
+        assert "filename_prefix of Save Spectrum" in comfy.run(prompt).message
     prompt["saved"]["inputs"] |= {"filename_prefix": "x", "table": ["value", 0]}
     prompt["value"] = node("ProbeValue", value='"no table"')
     assert "is no table" in comfy.run(prompt).message

@@ -145,7 +145,7 @@ def test_slope_error_is_the_spread_of_slopes() -> None:
 def test_slope_of_an_exact_line_over_a_chosen_range() -> None:
     frequency = torch.linspace(0.01, 0.7, 50, dtype=torch.float64)
     power = torch.where(frequency < 0.2, 3 * frequency**-2.5, torch.ones(()).double())
-    line = spectrum.RadialSpectrum(frequency, power, None, torch.arange(1, 51), 1, (64.0, 64.0))
+    line = spectrum.RadialSpectrum(frequency, power, None, torch.arange(1, 51), 1, (64.0, 64.0), "none")
     law = spectrum.fit_power_law(line, low=0.02, high=0.2)
     assert (law.alpha, law.log_amplitude) == (pytest.approx(2.5), pytest.approx(math.log(3)))
     assert law.alpha_error == pytest.approx(0, abs=1e-6)

@@ -73,7 +73,7 @@ def measure(
     if plot is not None:
         from ..figures import plot_radial_spectra
 
-        plot_radial_spectra(measured, plot, cutoff=cutoff if compare else None)
+        plot_radial_spectra(measured, plot, cutoff=cutoff if compare else None, title=_title(report, bool(compare)))
     return report
 
 
@@ -100,6 +100,16 @@ def spectrum_of(
         said = Path(paths[0]).name if len(paths) == 1 else "images"
         weights = pictures.mask_of(mask)
         return radial_spectrum(pictures.batches(found, said), bins=bins, window=window, gray=gray, mask=weights)
+
+
+def _title(report: dict[str, Any], compared: bool) -> str:
+    """What a figure says above the curves."""
+    if compared:
+        return f"Radial power spectra: error {report['low_error']:.3f} below and {report['high_error']:.3f} above"
+    if report["alpha"] is None:
+        return "Radial power spectrum"
+    error = "" if report["alpha_error"] is None else f" ± {report['alpha_error']:.2f}"
+    return f"Radial power spectrum, 1/f^α with α = {report['alpha']:.2f}{error}"
 
 
 def _places(paths: Sequence[str], compare: Sequence[str] | None) -> dict[str, list[str]]:

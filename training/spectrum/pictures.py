@@ -95,8 +95,10 @@ def mask_of(path: Path | None) -> Tensor | None:
 
 def _find(path: str, archives: ExitStack) -> list[Picture]:
     place = EMOJI64 if path == "emoji64" else Path(path)
-    if not place.exists():
-        raise SpectralError(f"No images at {place}: expected an image, a folder of images or a .tar shard.")
+    if not path or not place.exists():
+        raise SpectralError(
+            f"No images at {place if path else 'an empty path'}: expected an image, a folder of images or a .tar shard."
+        )
     if place.is_dir():
         found = [_on_disk(file) for file in files_in(place)]
     elif place.suffix.lower() == ".tar":

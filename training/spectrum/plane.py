@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAIRS = 16  # images of each set in memory at a time
-
 
 def measure(
     paths: Sequence[str],
@@ -73,7 +71,7 @@ def measure(
         bands = band_energies(pictures.batches(found, "wavelets"), gray=gray)
         count = len(found)
     power = total / count
-    directions = by_direction(power, count, sectors=sectors)
+    directions = by_direction(power, count, sectors=sectors, window=window)
     laws = _laws(directions)
     share = power[radial_frequency(*power.shape) > above].sum() / power.sum().clamp_min(1e-300)
     if plot is not None:
@@ -103,13 +101,14 @@ def compare(
     above: float = 0.25,
     window: Window = "hann",
     gray: bool = False,
+    mask: Path | None = None,
     plot: Path | None = None,
 ) -> dict[str, Any]:
     """Where the transforms of two sets of images of one size differ (Figure 10), in pairs where they are as many.
 
     Args:
         above: high_share counts the difference above this frequency, in cycles per pixel.
-        window, gray: as for the command `spectrum`.
+        window, gray, mask: as for the command `spectrum`.
         plot: draw the maps into this file.
 
     Raises:
@@ -128,7 +127,7 @@ def compare(
             f"The images of {reference} have {said[0]} pixels, those of {other} {said[1]}; bring both to one size, or "
             "use spectrum --compare."
         )
-    found_difference = dft_difference(*sets, window=window, gray=gray)
+    found_difference = dft_difference(*sets, window=window, gray=gray, mask=pictures.mask_of(mask))
     if plot is not None:
         _draw_difference(found_difference, plot)
     return {
@@ -229,6 +228,7 @@ def _options(parser: cli.Parser) -> None:
     parser.add_argument("--above", type=float, default=0.25, help="high_share counts above it, in cycles per pixel")
     parser.add_argument("--window", choices=["hann", "none"], default="hann", help="none: for images without a seam")
     parser.add_argument("--gray", action="store_true", help="measure the luma instead of the mean over the colours")
+    parser.add_argument("--mask", type=Path, help="an image of their size: white is measured, black left out")
     parser.add_argument("--plot", type=Path, help="also draw it into this .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -238,7 +238,6 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("spectrum power", "The mean power spectrum in two dimensions, by direction and by octave.")
     parser.add_argument("paths", nargs="+", help="images of one size: files, folders, .tar shards, or emoji64")
     parser.add_argument("--sectors", type=int, default=12, help="directions of the half circle")
-    parser.add_argument("--mask", type=Path, help="an image of their size: white is measured, black left out")
     _options(parser)
     _tell(parser, argv, measure)
 
