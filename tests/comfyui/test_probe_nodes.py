@@ -215,6 +215,16 @@ def test_a_model_beside_itself_differs_in_nothing(comfy: ComfyServer) -> None:
     assert [line["name"] for line in described["views"][0]["series"]] == ["Wiener optimum", "one", "other"]
 
 
+def test_latents_of_another_model_are_a_sentence(comfy: ComfyServer) -> None:
+    made = encoded("class", 2)
+    made["wide"] = node("ProbeLatent", shape="2,16,16,16", fill="noise")
+    made["spectrum"] = response("one", model=[LOADER, 0], samples=["wide", 0])
+    assert "has 16 channels and this MODEL works on 4" in comfy.run(made).message
+    widgets = {"amplitude": 1.0, "alpha": 2.0, "levels": 1, "window": "none", "model": [LOADER, 0]}
+    made["spectrum"] = node("SpectralDiffusionWienerFilter", images=["images", 0], **widgets)
+    assert "has 3 channels" in comfy.run(made).message
+
+
 def test_empty_latents_and_missing_names_are_sentences(comfy: ComfyServer) -> None:
     made = encoded("class", 2)
     made[LATENT] = node("SpectralDiffusionEmptyLatent", model=[LOADER, 0], width=0, height=0, batch_size=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,41 @@ def test_the_difference_of_pairs_is_what_was_added(comfy: ComfyServer) -> None:
     }
     prompt |= {**small, "spectrum": measure(DIFFERENCE, ["images", 0], reference=["small", 0])}
     assert "sets of one size" in comfy.run(prompt).message
+
+
+def test_luma_and_masks_hold_for_each_set_of_a_comparison(comfy: ComfyServer) -> None:
+    """Green stripes, in luma 0.587 of their brightness; the mask keeps the half of both where they are equal."""
+    wave = grating(0.25)
+    prompt: Prompt = {
+        "grey": save_image(comfy, "luma-grey.png", np.where(np.arange(64) < 32, wave, 0.5)),
+        "wave": save_image(comfy, "luma-wave.png", wave),
+        "black": node("SolidMask", value=0.0, width=64, height=64),
+        "part": node("SolidMask", value=1.0, width=32, height=64),
+    }
+    prompt["left"] = node("MaskComposite", destination=["black", 0], source=["part", 0], x=0, y=0, operation="add")
+    given = {"reference": ["grey", 0], "cutoff": 12.0}
+    prompt["whole"] = measure(COMPARE, ["wave", 0], **given)
+    prompt["spectrum"] = measure(COMPARE, ["wave", 0], mask=["left", 0], colour="luma", **given)
+    assert numbers(comfy, prompt, "whole")["high_error"] > 0.3
+    assert numbers(comfy, prompt)["high_error"] == pytest.approx(0, abs=1e-4)
+
+
+def test_images_are_not_compared_with_latents(comfy: ComfyServer) -> None:
+    prompt: Prompt = {"images": examples(2), "latent": node("ProbeLatent", shape="2,4,64,64", fill="noise")}
+    for kind in (COMPARE, DIFFERENCE):
+        prompt["spectrum"] = measure(kind, ["latent", 0], reference=["images", 0])
+        assert "an IMAGE and images a LATENT" in comfy.run(prompt).message
+
+
+def test_names_that_look_like_numbers_stay_names(comfy: ComfyServer) -> None:
+    prompt: Prompt = {"images": examples(3), "others": examples(2)}
+    prompt["spectrum"] = measure(COMPARE, ["others", 0], reference=["images", 0], names="64, 1_28", cutoff=12.0)
+    saver = {"table": ["spectrum", 5], "filename_prefix": "named", "format": "json"}
+    prompt["saved"] = node("SpectralDiffusionSaveSpectrum", **saver)
+    (path,) = succeed(comfy, prompt).outputs["saved"]["text"]
+    columns = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert columns["set"] == ["64", "1_28"]
+    assert columns["low_error"][0] == 0.0 < columns["low_error"][1]
 
 
 def test_a_cut_off_beyond_the_image_is_a_sentence(comfy: ComfyServer) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from spectral_diffusion.spectral import spectrum as spectra
+from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import cli
 from spectral_diffusion.training.spectrum import __main__ as command
 from spectral_diffusion.training.spectrum import measure, plane
@@ -87,6 +90,18 @@ def test_a_mask_leaves_out_the_other_half(tmp_path: Path) -> None:
     assert radial[0] == radial[1]
 
 
+def test_floating_pixels_keep_their_values(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((32, 40), dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    found = measure([str(tmp_path / "float.tif")])
+    expected = spectra.radial_spectrum(torch.from_numpy(values).expand(1, 1, -1, -1)).power
+    assert found["radial"]["power"] == pytest.approx(expected.tolist(), rel=1e-5)
+    values[3, 4] = np.nan
+    Image.fromarray(values).save(tmp_path / "nan.tif")
+    with pytest.raises(SpectralError, match="NaN or infinity"):
+        measure([str(tmp_path / "nan.tif")])
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -97,6 +112,7 @@ def test_a_mask_leaves_out_the_other_half(tmp_path: Path) -> None:
         (["emoji64", "--mask", "missing.png"], "missing.png cannot be read"),
         (["--compare", "emoji64"], "two sets"),
         (["power"], "paths"),
+        ([""], "an empty path"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -129,6 +129,27 @@ def test_power_laws_are_recovered(alpha: float, size: tuple[int, int]) -> None:
     assert law.log_amplitude == pytest.approx(0, abs=0.05)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 2.0, 3.0, 4.0])
+def test_the_window_bends_no_slope_of_small_images_and_errors_cover(alpha: float) -> None:
+    """Many sets of small fields: their slopes are right in the mean, and as far from it as their errors say."""
+    fields = power_law_field(alpha, (64, 64), 16 * 40).split(16)
+    laws = [spectrum.fit_power_law(spectrum.radial_spectrum(x)) for x in fields]
+    slopes, errors = (np.array([getattr(law, name) for law in laws]) for name in ("alpha", "alpha_error"))
+    assert slopes.mean() == pytest.approx(alpha, abs=0.025)
+    assert errors.mean() == pytest.approx(slopes.std(), rel=0.3)
+    assert (np.abs(slopes - alpha) < 2 * errors).mean() > 0.85
+
+
+def test_images_that_are_none_are_a_sentence() -> None:
+    broken = torch.rand(3, 3, 16, 16)
+    broken[1, 0, 2, 3] = math.nan
+    for measure in (spectrum.radial_spectrum, spectrum.mean_power_spectrum, spectrum.oriented_spectrum):
+        with pytest.raises(SpectralError, match="not finite"):
+            measure(broken)
+    with pytest.raises(SpectralError, match="batch, channels"):
+        spectrum.radial_spectrum(torch.zeros(1, 0, 8, 8))
+
+
 def test_white_noise_is_flat_at_its_variance() -> None:
     rings = spectrum.radial_spectrum(0.1 * noise(16, 3, 128, 128) + 0.5)
     assert abs(spectrum.fit_power_law(rings).alpha) < 0.05
