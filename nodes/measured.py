@@ -132,7 +132,7 @@ def as_set(given: Any, where: str) -> Set:
     if planes.shape[-2] * planes.shape[-1] < 2:
         raise SpectralError("Images of one pixel have no spectrum; expected at least two pixels along an axis.")
     planes = planes.float().cpu()
-    if not planes.abs().max() <= LARGEST:
+    if not max(-float(planes.min()), float(planes.max())) <= LARGEST:  # without a copy of a large batch
         raise SpectralError(
             f"{where} holds numbers that are not finite or beyond {LARGEST:g}; expected pixels from 0 to 1 or a "
             "latent, so look at the node that makes them."

@@ -112,6 +112,6 @@ def part(mask: Tensor | None, start: int, stop: int) -> Tensor | None:
 def half_plane_power(images: Tensor, window: Window, mask: Tensor | None = None, remove_dc: bool = True) -> Tensor:
     """[B, C, H, W] → [B, H, W//2 + 1]: |DFT|²/(HW) averaged over channels, on the half plane of rfft2."""
     height, width = images.shape[-2:]
-    transform = torch.fft.rfft2(planes.prepare(images, window, mask, remove_dc))
+    transform = torch.fft.rfft2(planes.prepare(images.contiguous(), window, mask, remove_dc))
     power: Tensor = transform.real.square().add_(transform.imag.square()).sum(1)
     return power / (height * width * images.shape[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,28 @@ def test_progress_counts_every_image_and_can_interrupt() -> None:
         spectrum.radial_spectrum(x, progress=stop)
 
 
+@pytest.mark.parametrize("measure", [spectrum.radial_spectrum, spectrum.oriented_spectrum, spectrum.band_energies])
+def test_batches_are_forgotten_once_they_are_measured(measure: Any) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(12):
+            batch = torch.rand(2, 3, 32, 32)
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+            assert sum(one() is not None for one in alive) <= 1
+
+    assert measure(batches()).images == 24
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=size_id)
+def test_how_images_lie_in_memory_changes_nothing(size: tuple[int, int]) -> None:
+    x = noise(3, 3, *size)
+    last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    assert torch.equal(spectrum.radial_spectrum(x).power, spectrum.radial_spectrum(last).power)
+
+
 # --- confidence ---
 
 
@@ -197,6 +221,7 @@ def test_too_many_directions_for_a_small_image_are_a_sentence() -> None:
 # --- wavelet bands ---
 
 
+@pytest.mark.filterwarnings("ignore:Level value of")  # PyWavelets' own, about small images
 @pytest.mark.parametrize(("wavelet", "mode"), [("haar", "symmetric"), ("db3", "periodization"), ("bior2.2", "zero")])
 @pytest.mark.parametrize("size", ODD_SIZES, ids=size_id)
 def test_band_energies_equal_pywt(size: tuple[int, int], wavelet: str, mode: str) -> None:
