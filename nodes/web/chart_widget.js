@@ -15,7 +15,7 @@ const NODES = [
   "SpectralDiffusionFilterCorrelation",
   "SpectralDiffusionDenoiserResponse",
 ];
-const SMALLEST = 260;
+const SMALLEST = 340;
 /** A node that is new is at least as large, and has so much room for its chart. */
 const SIZE = [520, 460];
 const ROOM = 420;

@@ -35,7 +35,8 @@ UNSEEN = """(vue) => app.graph._nodes.filter((node) => {
     const within = document.querySelector(`[data-node-id="${node.id}"]`);
     const pictures = vue ? [...(within?.querySelectorAll("img") ?? [])] : node.imgs ?? [];
     if (output?.images) return !pictures.length || !pictures.every((picture) => picture.naturalWidth);
-    if (output?.spectral_chart) return !(vue ? within : document).querySelector(".sd-chart-line");
+    const drawn = ".sd-chart-line, .sd-chart-mapped .sd-chart-edge";
+    if (output?.spectral_chart) return !(vue ? within : document).querySelector(drawn);
     return false;
 }).map((node) => node.title)"""
 #: Where nodes lie: title, left, top, width, height, in the canvas' units.

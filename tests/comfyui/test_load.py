@@ -97,7 +97,8 @@ def _measured(kind: str, size: tuple[int, int], **inputs: Any) -> Callable[[int]
     def make(seed: int) -> Job:
         prompt = prompts.generate("none", seed=seed, steps=2, batch_size=2)
         prompt["data"] = node("SpectralDiffusionExampleImages", images="emoji-64", count=8)
-        prompt[SAVE] = node(f"SpectralDiffusion{kind}", images=[DECODE, 0], window="hann", **inputs)
+        prompt["chart"] = node(f"SpectralDiffusion{kind}", images=[DECODE, 0], window="hann", **inputs)
+        prompt[SAVE] = node("PreviewImage", images=["chart", 0])
         return Job(prompt, size=size)
 
     return make
@@ -115,7 +116,7 @@ KINDS: tuple[Callable[[int], Job], ...] = (
     _lora,
     _measured("PowerSpectrum", (720, 680), above=0.25),
     _measured("RadialSpectrum", (960, 640), fit_low=0.0, fit_high=0.375),
-    _measured("CompareSpectra", (960, 640), reference=["data", 0], cutoff=8.0),
+    _measured("CompareSpectra", (1920, 640), reference=["data", 0], cutoff=8.0),
 )
 
 

@@ -58,11 +58,11 @@ def test_min_snr_weighs_the_samples_of_l_ddpm_alone(
     prediction: Any, teacher: Path, data: DataConfig, batch: Batch
 ) -> None:
     config = configure(teacher, data, prediction=prediction)
-    plain, task = task_of(config), task_of(replace(config, loss=LossConfig(min_snr=2.0)))
+    plain, task = task_of(config), task_of(replace(config, loss=LossConfig(min_snr=0.1)))
     task.align.load_state_dict(plain.align.state_dict())
     before = plain(batch)
     found, (error, t) = task(batch), errors_of(task, batch)
-    weights = min_snr_weights(Schedule().alphas_cumprod, t, 2.0, prediction)
+    weights = min_snr_weights(Schedule().alphas_cumprod, t, 0.1, prediction)
     torch.testing.assert_close(found["ddpm"], (weights * error.square().mean((1, 2, 3))).mean())
     assert found["ddpm"] < before["ddpm"]
     assert found["spatial"] == before["spatial"] and found["frequency"] == before["frequency"]
