@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import closing
@@ -152,6 +154,19 @@ def test_a_killed_worker_is_a_sentence(folder: Path) -> None:
         worker.kill()
         for _ in range(20):
             next(found)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_killed_while_it_is_being_ended_is_no_matter(folder: Path) -> None:
+    found = batches(opened(folder), 2, seed=0, workers=1)
+    next(found)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)  # it does not hear that it should end
+    killer = threading.Timer(0.5, worker.kill)
+    killer.start()
+    found.close()
+    killer.join()
     assert not multiprocessing.active_children()
 
 

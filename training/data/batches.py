@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import multiprocessing
 import signal
 import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,11 +242,7 @@ class Batches(Iterator[Batch]):
         before = time.perf_counter()
         try:
             with dead_workers_told():
-                loaded = next(self._loaded)
-        except (OSError, EOFError) as error:
-            if not self._lost_a_worker(error):
-                raise
-            raise SpectralError(WORKER_KILLED) from error
+                loaded = self._take()
         finally:
             self.waited += time.perf_counter() - before
         self.seen += self.stride
@@ -257,11 +254,28 @@ class Batches(Iterator[Batch]):
             loaded.batch["ordinal"] = next(self._ordinals)
         return loaded.batch
 
+    def _take(self) -> Loaded:
+        """The next batch; where the way to it was cut, torch's word of the death that did it is waited for, so that it
+        does not come in the middle of something else."""
+        try:
+            return next(self._loaded)
+        except (OSError, EOFError) as error:
+            if not self._lost_a_worker(error):
+                raise
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until and all(worker.is_alive() for worker in self._workers):
+                time.sleep(0.01)
+            raise SpectralError(WORKER_KILLED) from error
+
     def _lost_a_worker(self, error: Exception) -> bool:
         """Whether that is why the way to a batch was cut in the middle of it."""
-        workers = getattr(self._loaded, "_workers", ())
         cut = isinstance(error, (ConnectionError, EOFError))
-        return bool(workers) and (cut or not all(worker.is_alive() for worker in workers))
+        return bool(self._workers) and (cut or not all(worker.is_alive() for worker in self._workers))
+
+    @property
+    def _workers(self) -> Sequence[multiprocessing.Process]:
+        """None where this process reads the data itself."""
+        return self._loaded._workers if isinstance(self._loaded, _MultiProcessingDataLoaderIter) else ()
 
     def take_wait(self) -> float:
         """Seconds spent waiting for batches since this was last asked."""
@@ -271,8 +285,9 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """End the workers, by force those that are stuck: they do not listen to signals."""
         if isinstance(self._loaded, _MultiProcessingDataLoaderIter):
-            self._loaded._shutdown_workers()
-            for worker in self._loaded._workers:
+            with suppress(SpectralError), dead_workers_told():  # they end here, one way or another
+                self._loaded._shutdown_workers()
+            for worker in self._workers:
                 if worker.is_alive():
                     worker.kill()
 
