@@ -10,13 +10,56 @@ from typing import Any, Literal, TypeVar
 
 from .errors import SpectralError
 
-#: Version of the JSON written into a checkpoint. A reader refuses a higher one.
-FORMAT_VERSION = 1
+#: Version of the JSON that a reader knows; it refuses a higher one. Models without stages are written as version 1.
+FORMAT_VERSION = 2
 
 #: No size, count or step of a model comes near it.
 LARGEST_INTEGER = 2**31 - 1
 
 Kind = Literal["student", "lite", "teacher", "autoencoder"]
+
+
+@dataclass(frozen=True)
+class BoundaryConfig:
+    """Where one stage of f-DM (Gu et al., 2022) ends and the next, of a simpler signal, begins: x^{k+1} = f(x^k).
+
+    Args:
+        at: τ, when that is, as a part of the schedule: 0 is the clean latent, 1 noise alone.
+        transform: f: "downsample" (the mean of blocks of `factor` × `factor` cells), "blur", or "vae" (the encoder of
+            `autoencoder`, whose decoder leads back).
+        factor: 2, 4 or 8, of a downsampling.
+        back: g, how a downsampled signal gets its size again: "nearest" or "bilinear".
+        kernel: of a blur: "gaussian" or "uniform". What is blurred stays as it is on its way back.
+        width: of the kernel in cells: the Gaussian's standard deviation, or the (odd) side of the uniform one.
+        gamma: γ, mean square of g(f(x)) over that of f(x); `data stages` measures it. 1 for nearest and for blur.
+        autoencoder: of "vae": a first stage whose images are the signals of the stage before.
+    """
+
+    at: float
+    transform: Literal["downsample", "blur", "vae"] = "downsample"
+    factor: int = 2
+    back: Literal["nearest", "bilinear"] = "nearest"
+    kernel: Literal["gaussian", "uniform"] = "gaussian"
+    width: float = 1.0
+    gamma: float = 1.0
+    autoencoder: FirstStageConfig | None = None
+
+
+@dataclass(frozen=True)
+class StagesConfig:
+    """The stages of a network that starts on a small or blurred signal; without boundaries it is plain diffusion.
+
+    Args:
+        boundaries: by their `at`, rising; stage k lies between boundary k − 1 and boundary k.
+        dimension_power: p: at a boundary α²/σ² grows by d^p γ, d being how many times fewer numbers the signal has.
+        interpolate: inside a stage the signal goes from x to g(f(x)); without it jumps at the boundary (an ablation).
+        shift: that growth of α²/σ²; without it every stage has the schedule as it is (an ablation).
+    """
+
+    boundaries: tuple[BoundaryConfig, ...] = ()
+    dimension_power: float = 1.0
+    interpolate: bool = True
+    shift: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,6 +76,8 @@ class UNetConfig:
         wavelet: filter bank of the wavelet resampler, by PyWavelets' name.
         norm_groups: groups of every group normalisation, 32 in LDM. A network of 32 channels wants fewer: a group of
             one channel loses the mean of that feature, and the picture its global colour.
+        stages: of a multi-stage (f-DM) network, which predicts δ beside the noise: its outputs are twice
+            `out_channels`, and each smaller stage enters at the level of its own size.
     """
 
     in_channels: int
@@ -53,6 +98,7 @@ class UNetConfig:
     resampler: Literal["conv", "wavelet"] = "conv"
     wavelet: str = "haar"
     norm_groups: int = 32
+    stages: StagesConfig | None = None
 
 
 @dataclass(frozen=True)

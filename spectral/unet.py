@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from . import autoencoder
 from . import wavelet as wavelets
 from .attention import SelfAttention, SpatialTransformer, scaled_dot_product_attention
-from .config import UNetConfig
+from .config import StagesConfig, UNetConfig
+from .entries import FIRST_ENTRY, check_entries, entries
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
 from .hooks import NO_HOOKS, Hooks
@@ -173,7 +175,9 @@ class UNet(nn.Module):
         )
         self.taps["middle", 0] = Tap("middle", len(config.channel_mult) - 1)
         self._build_up(widths, make)
-        self.out = nn.Sequential(make.norm(width), nn.SiLU(), zeroed(make.conv(width, config.out_channels)))
+        self.out = self._output(width, config.out_channels, make)
+        if config.stages is not None:
+            self._build_stages(config.stages, make)
 
     def _residual(self, inputs: int, outputs: int, make: Layers, resample: Any = None) -> ResBlock:
         return ResBlock(inputs, outputs, self.embedding_width, make, self.config.use_scale_shift_norm, resample)
@@ -239,6 +243,30 @@ class UNet(nn.Module):
                 self.output_blocks.append(Block(*layers))
             self.taps["up", len(self.output_blocks) - 1] = Tap("up", level)
 
+    def _output(self, width: int, channels: int, make: Layers) -> nn.Sequential:
+        outputs = channels * (1 if self.config.stages is None else 2)
+        return nn.Sequential(make.norm(width), nn.SiLU(), zeroed(make.conv(width, outputs)))
+
+    def _build_stages(self, stages: StagesConfig, make: Layers) -> None:
+        """Where every stage's signal enters and leaves, and the autoencoders that lead to some of them.
+
+        A signal of a new size has convolutions of its own. They take the places of the layer that would bring features
+        of this size, and of the one that would bring them to the next.
+        """
+        mult, width = self.config.channel_mult, self.config.model_channels
+        self.entries = entries(self.config)
+        self.stage_inputs, self.stage_outputs, self.stage_pairs = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for entry in self.entries:
+            if entry.key in self.stage_inputs or entry.key == FIRST_ENTRY:
+                continue
+            self.stage_inputs[entry.key] = make.conv(
+                entry.channels, width * (mult[entry.level - 1] if entry.level else 1)
+            )
+            self.stage_outputs[entry.key] = self._output(width * mult[entry.level], entry.channels, make)
+        for index, boundary in enumerate(stages.boundaries):
+            if boundary.autoencoder is not None:
+                self.stage_pairs[str(index)] = autoencoder.build(boundary.autoencoder).to(**make.factory)
+
     def tap_channels(self) -> dict[Tap, int]:
         """Every place whose features can be read, and how many channels they have there."""
         return {tap: self.config.model_channels * self.config.channel_mult[tap.level] for tap in self.taps.values()}
@@ -251,8 +279,9 @@ class UNet(nn.Module):
         *,
         features: dict[Tap, Tensor] | None = None,
         hooks: Hooks = NO_HOOKS,
+        stage: int = 0,
     ) -> Tensor:
-        """Predict the noise (or velocity).
+        """Predict the noise (or velocity), and δ beside it if the network has stages.
 
         Args:
             x: noisy latent [B, in_channels, H, W], any H and W.
@@ -260,32 +289,50 @@ class UNet(nn.Module):
             context: [B, T, context_dim] for a conditioned model.
             features: when given, receives the features at every tap.
             hooks: called on the way; they may change what passes by.
+            stage: of a network of stages, the one that x belongs to.
 
         Returns:
-            [B, out_channels, H, W].
+            [B, out_channels, H, W], twice the channels of x for a network of stages.
         """
         embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
         embedding = hooks.embedding(embedding)
         if context is not None:
             context = context.to(x.dtype)
         h, skips = x, []
+        enter, first, leave = self._ends(stage)
         for index, block in enumerate(self.input_blocks):
+            if index < first:
+                continue
             hooks.enter("input", index)
-            h = self._run(block.features, h, embedding, context, hooks)
-            self._tap(features, "down", index, h)
-            h = hooks.leave("input", self._run(block.resample, h, embedding, None, hooks))
+            if index == first and enter is not None:
+                h = self._run(enter, h)
+            else:
+                h = self._run(block.features, h, embedding, context, hooks)
+                self._tap(features, "down", index, h)
+                h = self._run(block.resample, h, embedding, None, hooks)
+            h = hooks.leave("input", h)
             skips.append(h)
             h = hooks.go_on(h)
         hooks.enter("middle", 0)
         h = hooks.leave("middle", self._run(self.middle_block.features, h, embedding, context, hooks))
         self._tap(features, "middle", 0, h)
         for index, block in enumerate(self.output_blocks):
+            if not skips:  # a smaller stage has arrived at its own size
+                break
             hooks.enter("output", index)
             h = torch.cat(hooks.join(h, skips.pop()), dim=1)
             h = self._run(block.features, h, embedding, context, hooks)
             self._tap(features, "up", index, h)
-            h = self._run(block.resample, h, embedding, _size(skips), hooks)
-        return self.out(h)
+            if skips:
+                h = self._run(block.resample, h, embedding, _size(skips), hooks)
+        return leave(h)  # type: ignore[no-any-return]
+
+    def _ends(self, stage: int) -> tuple[nn.Module | None, int, nn.Module]:
+        """By what a stage's signal enters (None: by the first block), in place of which block, and by what it leaves."""
+        entry = self.entries[stage] if stage else None
+        if entry is None or entry.key == FIRST_ENTRY:
+            return None, 0, self.out
+        return self.stage_inputs[entry.key], entry.block, self.stage_outputs[entry.key]
 
     def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A part of the network; nothing in it is random, so that it can be computed again as it was."""
@@ -340,6 +387,8 @@ def check(config: UNetConfig) -> None:
                     f"{config.model_channels * mult} channels do not split into the four bands of a wavelet; choose "
                     "model_channels and channel_mult whose products are multiples of 4."
                 )
+    if config.stages is not None:
+        check_entries(config)
     attending = [mult for i, mult in enumerate(config.channel_mult) if 2**i in config.attention_resolutions]
     for mult in (*attending, config.channel_mult[-1]):  # the middle block always attends
         width = config.model_channels * mult

@@ -118,6 +118,10 @@ def _description(config: ModelConfig) -> str:
     description = to_dict(config)
     if not config.schedule.zero_terminal_snr:  # so that readers who do not know the setting read all other files
         del description["schedule"]["zero_terminal_snr"]
+    if config.unet is None or config.unet.stages is None:  # likewise
+        description["version"] = 1
+        if description["unet"] is not None:
+            del description["unet"]["stages"]
     return json.dumps(description)
 
 
