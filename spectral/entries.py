@@ -1,4 +1,4 @@
-"""Where the signals of f-DM's stages enter and leave a U-Net: at the level of their own size, so that they are cheap."""
+"""Where the signals of f-DM's stages enter and leave a U-Net: at the level of their own size."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_entries(config: UNetConfig) -> None:
         pair = boundary.autoencoder
         if (boundary.transform == "vae") != (pair is not None):
             raise SpectralError(
-                f"Stage {index} has the transform {boundary.transform!r}; an autoencoder belongs to a vae, and only there."
+                f"Stage {index} has the transform {boundary.transform!r}; an autoencoder belongs to a vae alone."
             )
         if pair is not None:
             if (pair.in_channels, pair.out_ch) != (channels, channels):

@@ -328,7 +328,7 @@ class UNet(nn.Module):
         return leave(h)  # type: ignore[no-any-return]
 
     def _ends(self, stage: int) -> tuple[nn.Module | None, int, nn.Module]:
-        """By what a stage's signal enters (None: by the first block), in place of which block, and by what it leaves."""
+        """What a stage's signal enters by (None: the first block), in place of which block, and leaves by."""
         entry = self.entries[stage] if stage else None
         if entry is None or entry.key == FIRST_ENTRY:
             return None, 0, self.out

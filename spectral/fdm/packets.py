@@ -1,4 +1,4 @@
-"""White noise between sizes: Haar wavelet packets, in which the noise of a coarser stage is a part of the finer one's."""
+"""White noise between sizes: Haar packets, in which the noise of a coarser stage is a part of the finer one's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fresh = Callable[[tuple[int, ...]], Tensor]
 
 
 def analysis(x: Tensor, factor: int) -> Tensor:
-    """Haar coefficients of x [B, C, H, W] in blocks of s = `factor`, a power of 2: [B, C s², H / s, W / s], orthonormal.
+    """Haar coefficients of x [B, C, H, W] in blocks of s = `factor`, a power of 2: [B, C s², H / s, W / s].
 
     The first C channels are LL of LL …: `factor` times the mean of every block.
     """
