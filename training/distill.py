@@ -26,6 +26,7 @@ from .data.records import read_prompts
 from .distillation.conditions import others_of
 from .distillation.config import DistillConfig
 from .distillation.initialise import check as check_initial
+from .distillation.staged import StagedDistillTask
 from .distillation.summary import describe
 from .distillation.task import DistillTask, schedule_of
 from .loop.fit import fit
@@ -34,6 +35,7 @@ from .loop.stopping import stopping_in_order
 from .loop.trial import seconds_per_step
 from .previews import Preview
 from .processes import is_main
+from .staging import with_autoencoders
 from .teachers import digests, open_teacher
 
 
@@ -58,7 +60,8 @@ def train(config: DistillConfig) -> dict[str, Any]:
         cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
     contexts.freeze(teacher.conditioner)
     data = as_latents(data, teacher.first_stage, config.teacher.name, config.run.out)
-    task = DistillTask(about.unet, teacher, contexts, config)
+    kind = StagedDistillTask if about.unet.stages is not None else DistillTask
+    task = kind(about.unet, teacher, contexts, config)
     seconds = seconds_per_step(task, data, config.run)
     if is_main():
         print(describe(config, teacher, about, task, data, seconds), file=sys.stderr)
@@ -88,6 +91,7 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
         presets.slim(teacher.config.unet, config.model_channels, config.resampler),
         wavelet=config.wavelet,
         norm_groups=config.norm_groups,
+        stages=with_autoencoders(config.stages, config.stage_autoencoders),
     )
     check(unet)
     if config.init == "teacher":

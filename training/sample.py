@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..spectral import checkpoint, diffusion
+from ..spectral import checkpoint, diffusion, fdm
 from ..spectral.checkpoint import Checkpoint
 from ..spectral.conditioning import has_null
 from ..spectral.config import ConditioningConfig, ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
+from ..spectral.unet import UNet
 from . import cli, figures
 from .loop.config import check_seed
 from .processes import device
+from .staging import process_of
 from .teachers import assemble
 from .tokens import tokens_of
 
@@ -179,11 +182,13 @@ def latents(
     weight = guidance_weight(config.conditioning, guidance)
     side = side or config.unet.image_size
     noise = torch.stack([_noise(seed, index, (config.unet.in_channels, side, side)) for index in indices])
-    made = diffusion.ddim(
+    schedule, device = Schedule.from_config(config.schedule), next(unet.parameters()).device
+    process = process_of(unet, schedule) if isinstance(unet, UNet) else None
+    run = partial(diffusion.ddim, schedule=schedule) if process is None else partial(fdm.sample, process=process)
+    made = run(
         unet,
-        noise.to(next(unet.parameters()).device),
-        Schedule.from_config(config.schedule),
-        steps,
+        noise.to(device),
+        steps=steps,
         guidance=weight,
         cond=context_of(config, conditioner, prompts, vocabulary),
         uncond=context_of(config, conditioner, [""], vocabulary) if weight != 1.0 else None,

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..spectral import checkpoint, conditioning
-from ..spectral.config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
+from ..spectral.config import (
+    ConditioningConfig,
+    FirstStageConfig,
+    ModelConfig,
+    ScheduleConfig,
+    StagesConfig,
+    UNetConfig,
+)
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from ..spectral.unet import UNet, check
@@ -21,7 +28,7 @@ from .data.batches import Batch, Data
 from .data.config import DataConfig
 from .data.contexts import Contexts
 from .data.dataset import as_latents, open_data
-from .distillation.objectives import high_band, rows
+from .distillation.objectives import bands, rows
 from .loop.config import RunConfig, check_dropout
 from .loop.fit import fit
 from .loop.folder import begin, summary
@@ -29,6 +36,7 @@ from .loop.stopping import stopping_in_order
 from .noising import Noising
 from .previews import Preview
 from .processes import device, is_main
+from .staging import StagedErrors, fill_pairs, process_of, with_autoencoders
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class TeacherConfig:
         schedule: of the noise.
         dropout: how often the condition is replaced by the null one, for classifier-free guidance.
         recompute: keep no activations for the backward pass, but compute them again: less memory, a third more time.
+        stages: of a network that starts on a small or blurred signal (f-DM); without boundaries there are none.
+        stage_autoencoders: files with the autoencoders of stages behind a "vae".
         title: of the exported file.
     """
 
@@ -55,6 +65,8 @@ class TeacherConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     dropout: float = 0.1
     recompute: bool = False
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    stage_autoencoders: tuple[Path, ...] = ()
     title: str = "Small LDM teacher"
 
     def __post_init__(self) -> None:
@@ -78,6 +90,8 @@ class DenoisingTask(nn.Module):
         )
         self.unet = UNet(config.unet)
         self.unet.recompute = config.recompute
+        fill_pairs(self.unet, config.stage_autoencoders)
+        self.process = process_of(self.unet, self.schedule)
         self.conditioner = conditioning.build(config.conditioning)
 
     @property
@@ -86,13 +100,14 @@ class DenoisingTask(nn.Module):
         return (self.unet,)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x_0, t, noise, x_t, context, _ = self.noising(batch, self.conditioner, next(self.parameters()).device)
+        noised = self.noising(batch, self.conditioner, next(self.parameters()).device)
+        x_0, t, noise, x_t, context, _ = noised
+        if self.process is not None:
+            errors = StagedErrors(self.process, self.unet, noised)
+            told: dict[str, tuple[Tensor, Tensor | None]] = {"loss": errors.bands(0), "delta": errors.bands(1)}
+            return {"loss": errors.loss(), **rows(told, t, self.schedule.steps)}
         error = self.unet(x_t, t, context).float() - self.schedule.target(x_0, t, noise)
-        with torch.no_grad():
-            high, whole = high_band(error)
-            cells = error[0].numel()
-            told = rows({"loss": (whole / cells, high / cells)}, t, self.schedule.steps)
-        return {"loss": error.square().mean(), **told}
+        return {"loss": error.square().mean(), **rows({"loss": bands(error)}, t, self.schedule.steps)}
 
 
 def open_first_stage(path: Path) -> checkpoint.Checkpoint:
@@ -116,7 +131,9 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     base = open_first_stage(config.autoencoder)
     assert base.first_stage is not None and base.config.first_stage is not None
     data = open_data(config.data, multiple=base.first_stage.config.downscale << (len(config.unet.channel_mult) - 1))
-    config = replace(config, conditioning=with_classes(config.conditioning, data))
+    stages = with_autoencoders(config.stages, config.stage_autoencoders)
+    unet = replace(config.unet, stages=stages)
+    config = replace(config, unet=unet, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
     contexts = Contexts(config.conditioning, data, config.dropout)
     begin(config, autoencoder=base.file.sha256, data=data.sha256)

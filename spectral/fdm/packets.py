@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,16 +77,18 @@ class FreshNoise:
     """
 
     def __init__(self, noise: Tensor) -> None:
-        self.device, self.dtype = noise.device, noise.dtype
-        self._streams = [
-            torch.Generator().manual_seed(zlib.crc32(one.contiguous().numpy().tobytes()))
-            for one in noise.detach().float().cpu()
-        ]
+        self.noise = noise
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """White noise [B, *shape], independent of what was given before."""
         rows = [torch.randn(shape, generator=stream) for stream in self._streams]
-        return torch.stack(rows).to(self.device, self.dtype) if rows else torch.empty(0, *shape)
+        return torch.stack(rows).to(self.noise)
+
+    @cached_property
+    def _streams(self) -> list[torch.Generator]:
+        """Made when first asked for: many runs need no more noise than they begin with."""
+        keys = [zlib.crc32(one.numpy().tobytes()) for one in self.noise.detach().float().cpu().contiguous()]
+        return [torch.Generator().manual_seed(key) for key in keys]
 
 
 def _levels(factor: int) -> int:

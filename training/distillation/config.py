@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ...spectral.config import StagesConfig
 from ...spectral.errors import SpectralError
 from ...spectral.formats.source import ReadOptions
 from ..data.config import DataConfig
@@ -112,6 +113,8 @@ class DistillConfig:
         zero_terminal_snr: the student's last step is noise alone (Lin et al., 2023); it has to predict "v". The teacher
             is asked at its own step of the nearest noise, its last one for noise beyond that.
         init: where the student's weights start: "random", or the "teacher"'s, thinned out (see `initialise`).
+        stages: of a student that starts on a small or blurred signal (f-DM); without boundaries there are none.
+        stage_autoencoders: files with the autoencoders of stages behind a "vae".
         teacher_bf16: ask the teacher in bfloat16 on devices that have it; the CPU computes as `run.precision` says.
         recompute: keep no activations of the student's blocks for the backward pass, but compute them again (activation
             checkpointing): less memory, a third more time, the same numbers.
@@ -136,6 +139,8 @@ class DistillConfig:
     prediction: Literal["teacher", "eps", "v"] = "teacher"
     zero_terminal_snr: bool = False
     init: Literal["random", "teacher"] = "random"
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    stage_autoencoders: tuple[Path, ...] = ()
     teacher_bf16: bool = True
     recompute: bool = False
     vocabulary: Path | None = None

@@ -26,7 +26,7 @@ class Taken:
 
     Args:
         tensors: how many of its tensors were taken.
-        left: names of those that have no counterpart and stay as they were: of wavelet-gated resamplers.
+        left: names of those that have no counterpart and stay as they were: of wavelet-gated resamplers and of stages.
     """
 
     tensors: int
@@ -44,7 +44,7 @@ def student_from_teacher(student: UNet, teacher: UNet) -> Taken:
     heads = _heads(teacher)
     known, left = dict(teacher.named_parameters()), []
     for name, parameter in student.named_parameters():
-        if name not in known:
+        if name not in known or (student.config.stages is not None and name.startswith("out.2.")):
             left.append(name)
             continue
         parameter.copy_(thinned(known[name], parameter.shape, heads.get(name, (1, 1))))
@@ -58,7 +58,7 @@ def check(student: UNetConfig, teacher: UNetConfig) -> None:
             f"model_channels is {student.model_channels}, but init: teacher takes some of the teacher's "
             f"{teacher.model_channels}; choose no more than those, or set init to random."
         )
-    free = ("model_channels", "resampler", "wavelet", "norm_groups")
+    free = ("model_channels", "resampler", "wavelet", "norm_groups", "stages")
     alike = replace(student, **{name: getattr(teacher, name) for name in free})
     if alike != teacher:
         name = next(name for name in vars(teacher) if getattr(alike, name) != getattr(teacher, name))

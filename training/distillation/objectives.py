@@ -83,6 +83,13 @@ def high_band(error: Tensor) -> tuple[Tensor, Tensor]:
     return (spectrum * high).sum((1, 2)), spectrum.sum((1, 2))
 
 
+def bands(error: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean square of error [B, C, H, W] of every sample, and what part of it lies in the high band, [B] float32."""
+    with torch.no_grad():
+        high, whole = high_band(error)
+        return whole / error[0].numel(), high / error[0].numel()
+
+
 def focal_weights(power: Tensor, alpha: float) -> Tensor:
     """Weights of the focal frequency loss: |F_s − F_t|^α over its maximum, in [0, 1], without gradient.
 

@@ -12,15 +12,17 @@ from ...spectral import checkpoint
 from ...spectral.config import ScheduleConfig, UNetConfig
 from ...spectral.diffusion import Schedule
 from ...spectral.errors import SpectralError
+from ...spectral.fdm import Process
 from ...spectral.unet import Tap, UNet
 from ..data.batches import Batch
 from ..data.contexts import Contexts
 from ..noising import Noised, Noising
+from ..staging import process_of
 from .conditions import RandomConditions
 from .config import DistillConfig
 from .initialise import student_from_teacher
 from .losses import Distances, Pair, distances, half, spectrum_weights
-from .objectives import focal_weights, high_band, min_snr_weights, rows
+from .objectives import bands, focal_weights, min_snr_weights, rows
 
 
 class DistillTask(nn.Module):
@@ -64,13 +66,14 @@ class DistillTask(nn.Module):
         )
         self.student = UNet(student)
         self.student.recompute = config.recompute
+        self.process = process_of(self.student, self.schedule)
         if config.init == "teacher":
             student_from_teacher(self.student, teacher.unet)
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
         self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
         self._teacher_schedule, self._teacher_bf16 = teacher.schedule, config.teacher_bf16
         self.register_buffer("teacher_steps", teacher.schedule.nearest_steps(self.schedule), persistent=False)
-        weights = step_weights(self.schedule, config.loss.min_snr) if config.loss.min_snr else None
+        weights = step_weights(self.schedule, config.loss.min_snr, self.process) if config.loss.min_snr else None
         self.register_buffer("step_weights", weights, persistent=False)
         self.distils = config.loss.spatial > 0 or config.loss.frequency > 0
         widths = teacher.unet.tap_channels() if self.distils else {}
@@ -142,8 +145,14 @@ class DistillTask(nn.Module):
         self, prediction: Tensor, target: Tensor, seen: dict[Tap, Tensor], known: dict[Tap, Tensor]
     ) -> list[Pair]:
         """A_i X_S and X_T of every compared place; outputs have the same channels and need no A."""
-        found = [Pair(prediction, target)]
+        return [Pair(prediction, target), *self.features(seen, known)]
+
+    def features(self, seen: dict[Tap, Tensor], known: dict[Tap, Tensor]) -> list[Pair]:
+        """Those of the compared places that the student has passed."""
+        found = []
         for align, tap in zip(self.align, self.taps, strict=True):
+            if tap not in seen:
+                continue
             teacher = known[tap].float()
             scale = teacher.square().mean((1, 2, 3), keepdim=True) if self.weights.taps.normalize else 1.0
             found.append(Pair(align(seen[tap]), teacher, scale))
@@ -160,16 +169,18 @@ class DistillTask(nn.Module):
     @torch.no_grad()
     def details(self, error: Tensor, apart: Distances | None, t: Tensor, paired: Tensor | None) -> dict[str, Tensor]:
         """The terms in each quarter of the steps, and how much of them lies in the high band."""
-        high, whole = high_band(error)
-        cells = error[0].numel()
-        found = rows({"ddpm": (whole / cells, high / cells)}, t, self.schedule.steps, paired)
+        found = rows({"ddpm": bands(error)}, t, self.schedule.steps, paired)
+        return found | rows(self.terms(apart), t, self.schedule.steps)
+
+    def terms(self, apart: Distances | None) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """The distillation terms that are on, by name: of every sample, and how much of each lies in the high band."""
         terms: dict[str, tuple[Tensor, Tensor | None]] = {}
         if apart is not None:
             transformed = self.weights.frequency > 0
             terms["spatial"] = apart.spatial, apart.spatial_high if transformed else None
             if transformed:
                 terms["frequency"] = apart.frequency, apart.frequency_high
-        return found | rows(terms, t, self.schedule.steps)
+        return terms
 
 
 def random_conditions(config: DistillConfig, contexts: Contexts, schedule: Schedule) -> RandomConditions | None:
@@ -194,10 +205,17 @@ def schedule_of(config: DistillConfig, teacher: ScheduleConfig) -> ScheduleConfi
     return replace(teacher, prediction=prediction, zero_terminal_snr=rescaled)
 
 
-def step_weights(schedule: Schedule, gamma: float) -> Tensor:
-    """Min-SNR-γ weights of all steps, [T]; with zero terminal SNR, the least SNR is that of the schedule before."""
+def step_weights(schedule: Schedule, gamma: float, process: Process | None = None) -> Tensor:
+    """Min-SNR-γ weights of all steps, [T]; with zero terminal SNR, the least SNR is that of the schedule before.
+
+    Args:
+        process: stages, whose steps have another SNR.
+    """
     least = 0.0
     if schedule.zero_terminal_snr:
         alpha = float(Schedule(schedule.linear_start, schedule.linear_end, schedule.steps).alphas_cumprod[-1])
         least = alpha / (1.0 - alpha)
-    return min_snr_weights(schedule.alphas_cumprod, torch.arange(schedule.steps), gamma, schedule.prediction, least)
+    alphas, steps = schedule.alphas_cumprod, torch.arange(schedule.steps)
+    if process is not None:
+        alphas = process.alphas_cumprod[process.stage_of(steps), steps]
+    return min_snr_weights(alphas, steps, gamma, schedule.prediction, least)
