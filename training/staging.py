@@ -114,7 +114,9 @@ def _first_stage(path: Path) -> FirstStageConfig:
 
 
 def fill_pairs(unet: UNet, files: Sequence[Path]) -> None:
-    """Give a network the autoencoders of its stages; they are not trained."""
+    """Give a network the autoencoders of its stages, if it has any; they are not trained."""
+    if unet.config.stages is None:
+        return
     for pair, path in zip(unet.stage_pairs.values(), files, strict=True):
         file = checkpoint.read(path)
         weights = file.part(FIRST_STAGE)
