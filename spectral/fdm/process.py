@@ -13,7 +13,7 @@ and in the last stage it stays x^K. The network predicts ε (or the velocity) an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ class Process:
         SpectralError: a boundary that cannot be, or two that are less than a step apart.
     """
 
-    def __init__(self, schedule: Schedule, config: StagesConfig, pairs: dict[int, nn.Module] | None = None) -> None:
+    def __init__(self, schedule: Schedule, config: StagesConfig, pairs: Mapping[int, nn.Module] | None = None) -> None:
         check(config, schedule.steps)
         self.schedule, self.config = schedule, config
         self.boundaries = tuple(_steps(config, schedule.steps))
