@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from . import autoencoder, conditioning, memory
+from . import autoencoder, conditioning, fdm, memory
 from .config import ModelConfig, to_dict
 from .diffusion import Schedule
 from .errors import SpectralError
@@ -190,7 +190,9 @@ def check(config: ModelConfig, name: str) -> None:
         if stage is not None:
             autoencoder.check(stage)
         conditioning.check(condition)
-        Schedule.from_config(config.schedule)
+        schedule = Schedule.from_config(config.schedule)
+        if unet is not None and unet.stages is not None:
+            fdm.check(unet.stages, schedule.steps)
         if not 0 < config.scale_factor < math.inf:
             raise SpectralError(f"scale_factor is {config.scale_factor}; expected a positive number.")
         if unet is not None and stage is not None and unet.in_channels != stage.embed_dim:

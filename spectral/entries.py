@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import autoencoder
 from .config import StagesConfig, UNetConfig
 from .errors import SpectralError
+from .fdm import transforms
 
 #: The entry through LDM's own first and last convolution.
 FIRST_ENTRY = "0"
@@ -60,7 +62,7 @@ def check_entries(config: UNetConfig) -> None:
     """That every stage finds its level, and every autoencoder the signals that it takes.
 
     Raises:
-        SpectralError: names the stage.
+        SpectralError: names the stage, or the setting at fault.
     """
     assert config.stages is not None
     if config.in_channels != config.out_channels:
@@ -69,12 +71,14 @@ def check_entries(config: UNetConfig) -> None:
         raise SpectralError("stages has no boundaries; give it some, or leave it out.")
     channels = config.in_channels
     for index, boundary in enumerate(config.stages.boundaries, 1):
+        transforms.check(boundary)
         pair = boundary.autoencoder
         if (boundary.transform == "vae") != (pair is not None):
             raise SpectralError(
                 f"Stage {index} has the transform {boundary.transform!r}; an autoencoder belongs to a vae alone."
             )
         if pair is not None:
+            autoencoder.check(pair)
             if (pair.in_channels, pair.out_ch) != (channels, channels):
                 raise SpectralError(
                     f"The autoencoder of stage {index} codes {pair.in_channels} channels, but the signal before it has "

@@ -28,7 +28,7 @@ REACH = 4.0
 
 
 class Pair(Protocol):
-    """An encoder and its decoder, as `autoencoder.FirstStage` has them; of the configuration only the sizes are read."""
+    """An encoder and its decoder, like `autoencoder.FirstStage`; only sizes are read of the configuration."""
 
     config: FirstStageConfig
 
