@@ -1,7 +1,7 @@
 """f-DM once more, as dense float64 matrices made from its definitions: the oracle of the tests of `spectral.fdm`.
 
-Signals are vectors of C · H · W numbers. Also here: the perfect denoiser of Gaussian data, and the exact moments of what
-a sampler makes with it, which is affine in all the noise that it draws.
+Signals are vectors of C · H · W numbers. Also here: the perfect denoiser of Gaussian data, and the exact moments of
+what a sampler makes with it, which is affine in all the noise that it draws.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def repeating(size: int, factor: int) -> Array:
 
 
 def interpolating(size: int, factor: int) -> Array:
-    """The bilinear way up to `size` along one axis: samples stand in the middle of their cells, the first and last go on."""
+    """The bilinear way up to `size` along one axis; samples stand in the middle of cells, the outer ones go on."""
     few = -(-size // factor)
     matrix = np.zeros((size, few))
     for index in range(size):
@@ -127,7 +127,7 @@ class Gaussian:
 
 
 def smooth(shape: Shape, length: float = 1.5, white: float = 0.05, power: float = 1.0) -> Gaussian:
-    """Planes of variance `power`, correlated over `length` cells, and of these a part `white` that is not correlated."""
+    """Planes of variance `power` to 1.5 `power`, correlated over `length` cells, a part `white` of it not at all."""
     channels, height, width = shape
 
     def along(size: int) -> Array:
@@ -183,9 +183,9 @@ class Dense:
 def perfect(dense: Dense, data: Gaussian) -> sampling.StagedDenoise:
     """The conditional expectations of jointly normal variables, as a network of stages would say them."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def gains(stage: int, t: int) -> list[Tensor]:
-        (alpha, sigma), (x_t, delta) = dense.levels(stage, t), dense.point(stage, t)
+        alpha, (x_t, delta) = dense.levels(stage, t)[0], dense.point(stage, t)
         mean, covariance = dense.marginal(data, stage, t)
         gain = alpha * np.linalg.solve(covariance, x_t @ data.covariance)  # of x_0 from z, transposed
         found = (mean, gain @ x_t.T, x_t @ data.mean, gain @ delta.T, delta @ data.mean)
