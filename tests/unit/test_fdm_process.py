@@ -75,7 +75,7 @@ def test_signals_are_the_formulas(name: str) -> None:
 
 @every_config
 def test_marginals_are_those_of_the_closed_form(name: str) -> None:
-    """Monte Carlo with Gaussian latents: entries of a covariance are off by √((c_ii c_jj + c_ij²)/N), means by √(c/N)."""
+    """Monte Carlo: entries of a covariance are off by √((c_ii c_jj + c_ij²)/N), means by √(c/N)."""
     (process, dense), data, count = both(name), smooth(SHAPE), 20000
     root = torch.from_numpy(np.linalg.cholesky(data.covariance))
     x_0 = (torch.from_numpy(data.mean) + normal(count, math.prod(SHAPE)) @ root.T).view(count, *SHAPE)
@@ -94,7 +94,7 @@ def test_marginals_are_those_of_the_closed_form(name: str) -> None:
 @every_config
 @pytest.mark.parametrize("zero", [False, True], ids=["", "zero-snr"])
 def test_log_snr_is_the_base_schedules_shifted(name: str, zero: bool) -> None:
-    """log α²/σ² = base + Σ log(d^p γ) over the boundaries below; α² + σ² = 1; the first stage has the schedule's own."""
+    """log α²/σ² = base + Σ log(d^p γ) over the boundaries below; α² + σ² = 1; the first stage has none."""
     schedule = Schedule(prediction="v", zero_terminal_snr=zero)
     process, dense = both(name, schedule)
     assert torch.equal(process.alphas_cumprod[0], schedule.alphas_cumprod)
