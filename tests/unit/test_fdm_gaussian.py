@@ -60,14 +60,16 @@ class Errors:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_ddim_gives_back_the_data(name: str) -> None:
-    """The mean to rounding; the covariance within 1.6 % in 250 steps (3.2 % through two boundaries in the first fifth of
-    the schedule, where the signal changes fast), 0.03 % when the number of steps goes to infinity."""
+    """The mean to rounding; the covariance within 1.6 % in 250 steps, 0.04 % when their number goes to infinity.
+
+    Through two boundaries in the first fifth of the schedule, where the signal changes fast, it takes more steps.
+    """
     config, shape = EXACT[name]
-    errors = Errors(config, smooth(shape), 125)
+    errors = Errors(config, smooth(shape), 500 if name == "early" else 125)
     assert errors.mean < 1e-9
-    assert errors.covariance < (0.032 if name == "early" else 0.016)
+    assert errors.covariance < 0.016
     assert 1.9 < errors.first / errors.covariance < 2.1
-    assert errors.limit < 3e-4
+    assert errors.limit < 4e-4
 
 
 @pytest.mark.parametrize("name", ["plain", "nearest", "factor-4", "bilinear", "gaussian", "mixture"])
@@ -82,7 +84,7 @@ def test_ancestral_sampling_gives_back_the_data(name: str) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_have_the_moments(eta: float) -> None:
-    """Monte Carlo with the library's own fresh noise: what the affine map through three stages says, within 5 errors."""
+    """Monte Carlo with the library's own fresh noise: what the affine map says, within 5 standard errors."""
     config, shape, count = StagesConfig((B(0.3, "blur", width=0.7), B(0.6))), (1, 4, 4), 4000
     schedule, data = Schedule(prediction="v", zero_terminal_snr=True), smooth((1, 4, 4))
     process, denoise = fdm.Process(schedule, config), perfect(Dense(schedule, config, shape, {}), data)
@@ -147,7 +149,7 @@ def test_a_blur_has_no_shift_to_leave_out() -> None:
 
 
 def test_other_powers_and_energies_are_less_exact() -> None:
-    """γ as measured is below 1 for bilinear, and costs a quarter of a per cent if it is 0.8; half the power of d, 2 %."""
+    """A γ of 0.8, as it may be measured for bilinear, costs a quarter of a per cent; half the power of d, 2 %."""
     data = smooth(SHAPE)
     assert 1e-3 < Errors(StagesConfig((B(0.5, back="bilinear", gamma=0.8),)), data, 500).limit < 4e-3
     assert 0.01 < Errors(StagesConfig((B(0.5),), dimension_power=0.5), data, 125).limit < 0.04
@@ -163,8 +165,8 @@ def test_an_autoencoder_is_exact_where_its_signal_is_known_at_the_boundary(
 ) -> None:
     """Its lift is fresh noise: x_θ goes on without the variance that x has given z_τ, some σ²/α² of τ.
 
-    With data of unit variance 23 % of the covariance are lost at a boundary in the middle, 10 % at τ = 0.2; with data of
-    variance 16 it is 1 % there, and 0.3 % with data of variance 64 at τ = 0.1. The mean is right in any case.
+    With data of unit variance 23 % of the covariance are lost at a boundary in the middle, 10 % at τ = 0.2; with data
+    of variance 16 it is 1 % there, and 0.3 % with data of variance 64 at τ = 0.1. The mean is right in any case.
     """
     config = StagesConfig((B(at, "vae", autoencoder=HALVING, gamma=0.25),))  # d γ = 1 for rows of length 1
     errors = Errors(config, smooth(SHAPE, power=power), 500)
