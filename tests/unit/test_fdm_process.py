@@ -270,7 +270,7 @@ def check_plan(process: fdm.Process, times: list[int]) -> None:
     assert set(kept) <= set(times) and len(times) - 1 - len(kept) == len(places)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(some.data())
 def test_any_plan(data: some.DataObject) -> None:
     """Runs over any steps, from anywhere to anywhere, through up to four boundaries."""

@@ -60,8 +60,8 @@ def staged(x: Tensor, t: Tensor, context: Tensor | None = None, *, stage: int = 
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0, 1.7])
-@pytest.mark.parametrize("steps", [1, 2, 5, 7, 23])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.7])
+@pytest.mark.parametrize("steps", [1, 7, 23])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_one_stage_is_plain_ddim_to_the_last_bit(kind: str, eta: float, steps: int, guidance: float) -> None:
     schedule = SCHEDULES[kind]

@@ -19,7 +19,7 @@ from spectral_diffusion.spectral.fdm import packets, transforms
 
 from .fdm_dense import HALVING, LinearPair, blurring, interpolating, on_planes, pooling, repeating, ways
 
-SAMPLES = 60000
+SAMPLES = 30000
 SIZES = [(8, 8), (7, 5), (9, 12), (1, 3)]
 FACTORS = [2, 4, 8]
 BLURS = [("gaussian", 0.3), ("gaussian", 1.0), ("gaussian", 2.2), ("uniform", 3), ("uniform", 7)]
