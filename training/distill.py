@@ -87,6 +87,8 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
         raise SpectralError(
             f"The teacher was trained at {size} pixels, data.size is {config.data.size}; set it to {size}."
         )
+    if teacher.config.unet.stages is not None:
+        raise SpectralError(f"{config.teacher} works in stages; give a teacher of one, as LDM's are.")
     unet = replace(
         presets.slim(teacher.config.unet, config.model_channels, config.resampler),
         wavelet=config.wavelet,
