@@ -23,7 +23,8 @@ from .distillation.config import DistillConfig
 from .evaluation.reference import open_reference, pick
 from .staging import fill_pairs, process_of, with_autoencoders
 from .teachers import open_teacher
-from .train_teacher import TeacherConfig, open_first_stage
+from .train_autoencoder import open_first_stage
+from .train_teacher import TeacherConfig
 
 BATCH = 16  # images through a first stage at a time
 
