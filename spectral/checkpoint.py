@@ -190,9 +190,9 @@ def check(config: ModelConfig, name: str) -> None:
         if stage is not None:
             autoencoder.check(stage)
         conditioning.check(condition)
-        schedule = Schedule.from_config(config.schedule)
+        Schedule.from_config(config.schedule)
         if unet is not None and unet.stages is not None:
-            fdm.check(unet.stages, schedule.steps)
+            fdm.check(unet.stages, config.schedule.steps)
         if not 0 < config.scale_factor < math.inf:
             raise SpectralError(f"scale_factor is {config.scale_factor}; expected a positive number.")
         if unet is not None and stage is not None and unet.in_channels != stage.embed_dim:

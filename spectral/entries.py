@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from . import autoencoder
 from .config import StagesConfig, UNetConfig
 from .errors import SpectralError
-from .fdm import transforms
+from .fdm.process import check
 
 #: The entry through LDM's own first and last convolution.
 FIRST_ENTRY = "0"
@@ -69,9 +69,9 @@ def check_entries(config: UNetConfig) -> None:
         raise SpectralError("A U-Net of stages predicts as many channels as it sees; set out_channels to in_channels.")
     if not config.stages.boundaries:
         raise SpectralError("stages has no boundaries; give it some, or leave it out.")
+    check(config.stages)
     channels = config.in_channels
     for index, boundary in enumerate(config.stages.boundaries, 1):
-        transforms.check(boundary)
         pair = boundary.autoencoder
         if (boundary.transform == "vae") != (pair is not None):
             raise SpectralError(

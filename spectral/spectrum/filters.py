@@ -193,9 +193,14 @@ def _of_unet(network: nn.Module, grid: int) -> Iterator[Convolution]:
             after = (skips[-1] if skips else 2 * grid) if _changes(layer, "Upsample") else grid
             yield from _inside(names[id(layer)], layer, grid, after)
             grid = after
-    parts = {"input_blocks", "middle_block", "output_blocks"}
+    # Where stages enter and leave; an autoencoder between two of them is no part of the network.
+    sides = {entry.key: -(-grid // 2**entry.level) for entry in getattr(network, "entries", ())}
+    parts = {"input_blocks", "middle_block", "output_blocks", "stage_pairs"}
     for name, module in network.named_children():
-        if name not in parts:
+        if name in ("stage_inputs", "stage_outputs"):
+            for key, inner in module.named_children():
+                yield from _inside(f"{name}.{key}", inner, sides[key], sides[key])
+        elif name not in parts:
             yield from _inside(name, module, grid, grid)
 
 
