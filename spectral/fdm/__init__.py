@@ -1,7 +1,7 @@
 """f-DM: diffusion in stages, each on a simpler signal than the one before (Gu et al., 2022).
 
-`transforms` has what lies between two stages, `packets` the noise that goes along, `process` the forward process and
-what a network is asked, `sampling` the way back, `energy` the ratio γ that a boundary has on data.
+`transforms` has what lies between two stages, `packets` and `jacobian` the noise that goes along, `process` the forward
+process and what a network is asked, `sampling` the way back, `energy` the ratio γ that a boundary has on data.
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ class Process:
     Attributes:
         boundaries: first steps of the stages, 0 = b_0 < b_1 < … < b_K, and the schedule's number of steps.
         transforms: K of them, f_{k+1} and g_{k+1} at [k].
+        growth: of α²/σ² at every boundary, K numbers: d^p γ, or 1 without the shift.
         ratios: how much greater than the base schedule's α²/σ² is in every stage, K + 1 numbers, the first of them 1.
 
     Raises:
@@ -78,7 +79,8 @@ class Process:
         self.transforms: list[Transform] = [
             transforms.build(boundary, (pairs or {}).get(index)) for index, boundary in enumerate(config.boundaries)
         ]
-        self.ratios = _ratios(config, self.transforms)
+        self.growth = _growth(config, self.transforms)
+        self.ratios = _ratios(self.growth)
         alphas = schedule.alphas_cumprod
         # The first row is the table itself: one stage is plain diffusion to the last bit.
         shifted = [ratio * alphas / (ratio * alphas + (1.0 - alphas)) for ratio in self.ratios[1:]]
@@ -198,11 +200,18 @@ def _steps(config: StagesConfig, steps: int) -> list[int]:
     return [0, *(round(boundary.at * steps) for boundary in config.boundaries), steps]
 
 
-def _ratios(config: StagesConfig, found: Sequence[Transform]) -> tuple[float, ...]:
-    """Growth of α²/σ² in every stage: the product of d^p γ of all boundaries below."""
+def _growth(config: StagesConfig, found: Sequence[Transform]) -> tuple[float, ...]:
+    """Growth of α²/σ² at every boundary."""
+    if not config.shift:
+        return (1.0,) * len(found)
+    pairs = zip(config.boundaries, found, strict=True)
+    return tuple(transform.dimension_ratio**config.dimension_power * boundary.gamma for boundary, transform in pairs)
+
+
+def _ratios(growth: Sequence[float]) -> tuple[float, ...]:
+    """Growth of α²/σ² in every stage: the product over all boundaries below."""
     grown = [1.0]
-    for boundary, transform in zip(config.boundaries, found, strict=True):
-        factor = transform.dimension_ratio**config.dimension_power * boundary.gamma if config.shift else 1.0
+    for factor in growth:
         grown.append(grown[-1] * factor)
     if not all(0 < ratio < math.inf for ratio in grown):
         raise SpectralError("The stages' gamma and dimension_power shift the schedule beyond any number; lower them.")

@@ -168,7 +168,7 @@ def advance(
     transform, size = process.transforms[below], sizes[below]
     coarse = transform.back(x, size)
     alpha_next = process.alphas_cumprod[below][step.to].item()
-    lifted = transform.lift(noise, coarse.shape[1], size, fresh)
+    lifted = transform.lift(noise, x, process.growth[below], size, fresh)
     return alpha_next**0.5 * coarse + (1 - alpha_next) ** 0.5 * lifted
 
 

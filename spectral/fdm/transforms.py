@@ -3,6 +3,13 @@
 A boundary between stages is a pair x^{k+1} = f(x^k) and x̂^k = g(x^{k+1}), g undoing f as far as it can. Going down in
 size, white noise must become white noise of the small size (`restrict`); going back up, noise of the small size must
 become white noise of the large one that says about the small signal what it said before (`lift`).
+
+All lifts are one: ζ(ε) = M ε + (1 − M Mᵀ)^½ η with fresh η, M being k J with its singular values limited to 1, J the
+derivative of g and k = σ'α/(α'σ), primes denoting the coarser stage. Where nothing had to be limited it has, to first
+order and for a linear g exactly, α g(y) + σ ζ(ε) = α g(y + σ'/α' ε) + σ (1 − M Mᵀ)^½ η: predictions of x and ε lead to
+the same place as the true ones, although, being means of what may be, they have less variance. Along a direction in
+which k J is r > 1 the coarser stage ends with more noise than the finer one begins with, and the limit makes it one
+step of DDIM down to that: of an uncertain signal a part of at most ((r − 1)/(r + 1))² of the variance is missing there.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ from torch.nn import functional as F
 
 from ..config import BoundaryConfig, FirstStageConfig
 from ..errors import SpectralError
-from . import packets
+from . import jacobian, packets
 from .packets import Fresh
 
 #: Height and width in cells.
@@ -80,10 +87,13 @@ class Transform(ABC):
         """
 
     @abstractmethod
-    def lift(self, noise: Tensor, channels: int, size: Size, fresh: Fresh) -> Tensor:
+    def lift(self, noise: Tensor, y: Tensor, growth: float, size: Size, fresh: Fresh) -> Tensor:
         """ζ: noise [B, C', h, w] of the coarser stage as noise [B, C, H, W] of the finer one, white where it is.
 
         Args:
+            y: the signal x^{k+1} at the boundary, as `noise`.
+            growth: how much greater α²/σ² is behind the boundary than before it, d^p γ = k⁻².
+            size: (H, W).
             fresh: white noise that is independent of all other noise.
         """
 
@@ -92,11 +102,8 @@ class Downsample(Transform):
     """Means over blocks; back by the nearest neighbour or bilinearly. Odd sides repeat their last row.
 
     With the nearest neighbour ζ is the inverse Haar transform with the noise as LL and fresh noise in all other bands:
-    pooling it gives the noise back. In general it is ζ(ε) = g(ε)/s + (1 − g gᵀ/s²)^½ η for the factor s and fresh η,
-    which is white, and which has α g(x) + σ ζ(ε) = (α/α') g(α' x + σ' ε) + …: x and ε as they were predicted lead to
-    the same place as the true ones. For the nearest neighbour the two are one. It takes α²/σ² to grow by s² at the
-    boundary; where γ or the power of d make it another number, predictions that are means of what may be lead to a z of
-    a somewhat other variance.
+    pooling it gives the noise back, times the factor. Where α²/σ² grows by more than s² at the boundary, s being the
+    factor, LL has a part of fresh noise too. The bilinear g has singular values of up to s.
 
     Args:
         factor: 2, 4 or 8.
@@ -119,11 +126,12 @@ class Downsample(Transform):
     def restrict(self, noise: Tensor, fresh: Fresh) -> Tensor:
         return packets.restrict(noise, self.factor, noise.shape[1], fresh)
 
-    def lift(self, noise: Tensor, channels: int, size: Size, fresh: Fresh) -> Tensor:
+    def lift(self, noise: Tensor, y: Tensor, growth: float, size: Size, fresh: Fresh) -> Tensor:
         if self.method == "nearest":
-            return packets.lift(noise, self.factor, channels, size, fresh)
-        rest = fresh((channels, *size))
-        return self.back(noise, size) / self.factor + _completed(rest, self.factor)
+            noise = _renewed(noise, self.factor**2 / growth, fresh)
+            return packets.lift(noise, self.factor, noise.shape[1], size, fresh)
+        rest = fresh((noise.shape[1], *size))
+        return _completed(self.back(noise, size) / growth**0.5, rest, self.factor, growth)
 
 
 class Blur(Transform):
@@ -152,15 +160,14 @@ class Blur(Transform):
     def restrict(self, noise: Tensor, fresh: Fresh) -> Tensor:
         return noise
 
-    def lift(self, noise: Tensor, channels: int, size: Size, fresh: Fresh) -> Tensor:
-        return noise
+    def lift(self, noise: Tensor, y: Tensor, growth: float, size: Size, fresh: Fresh) -> Tensor:
+        return _renewed(noise, 1.0 / growth, fresh)
 
 
 class Autoencode(Transform):
-    """A frozen encoder as f and its decoder as g; noise is made anew on the way back.
+    """A frozen encoder as f and its decoder as g, whose derivative carries noise over; see `jacobian`.
 
-    A decoder carries nothing of the noise in a latent over into noise in what it decodes, so ζ is fresh noise; what
-    the coarser stage did not know yet of its own signal at the boundary is lost with it.
+    A decoder that quantises is taken as its gradients take it: straight through, at the codes.
 
     Args:
         pair: a first stage whose images are the signals of the finer stage.
@@ -186,8 +193,10 @@ class Autoencode(Transform):
     def restrict(self, noise: Tensor, fresh: Fresh) -> Tensor:
         return packets.restrict(noise, self.factor, self.pair.config.embed_dim, fresh)
 
-    def lift(self, noise: Tensor, channels: int, size: Size, fresh: Fresh) -> Tensor:
-        return fresh((channels, *size))
+    def lift(self, noise: Tensor, y: Tensor, growth: float, size: Size, fresh: Fresh) -> Tensor:
+        rest = fresh((self.pair.config.in_channels, *size))
+        between = Autoencode(jacobian.differentiable(self.pair))
+        return jacobian.lift(lambda at: between.back(at, size), y, noise, growth**-0.5, rest)
 
 
 def build(config: BoundaryConfig, pair: nn.Module | None = None) -> Transform:
@@ -244,13 +253,22 @@ def blur_kernel(kernel: str, width: float) -> Tensor:
     return weights / weights.sum()
 
 
-def _completed(noise: Tensor, factor: int) -> Tensor:
-    """(1 − g gᵀ/s²)^½ η of noise η [B, C, H, W], g being the bilinear way up by the factor s."""
+def _renewed(noise: Tensor, part: float, fresh: Fresh) -> Tensor:
+    """White noise [B, …] of which so great a part of the variance, if less than 1, is kept and the rest is fresh."""
+    if part >= 1.0:
+        return noise
+    return part**0.5 * noise + (1.0 - part) ** 0.5 * fresh(tuple(noise.shape[1:])).to(noise)
+
+
+def _completed(noise: Tensor, rest: Tensor, factor: int, growth: float) -> Tensor:
+    """M ε + (1 − M Mᵀ)^½ η of g(ε) k and η, both [B, C, H, W], g being the bilinear way up by the factor."""
     columns, a = _axis(noise.shape[2], factor)
     rows, b = _axis(noise.shape[3], factor)
     columns, rows = columns.to(noise), rows.to(noise)
-    share = (1.0 - a[:, None] * b[None]).clamp(min=0.0).sqrt().to(noise)
-    return columns @ (share * (columns.T @ noise @ rows)) @ rows.T
+    power = a[:, None] * b[None] * (factor**2 / growth)
+    beyond = (power.clamp(min=1.0).rsqrt() - 1.0).to(noise)
+    share = (1.0 - power).clamp(min=0.0).sqrt().to(noise)
+    return noise + columns @ (beyond * (columns.T @ noise @ rows) + share * (columns.T @ rest @ rows)) @ rows.T
 
 
 @lru_cache(maxsize=32)

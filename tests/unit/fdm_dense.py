@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -31,14 +31,19 @@ HALVING = FirstStageConfig("kl", embed_dim=1, z_channels=1, ch=32, ch_mult=(1, 1
 
 
 class LinearPair(nn.Module):
-    """An orthonormal encoder of blocks, 4 C numbers to `embed_dim`, with its transpose as the decoder.
+    """An encoder of blocks, 4 C numbers to `embed_dim`, and a decoder, whose product is an orthogonal projection.
 
     Its first rows are the blocks' sums over channels, so that it keeps of smooth signals nearly all.
+
+    Args:
+        gains: the decoder's singular values, one for each of the encoder's rows; all 1 by default, an orthonormal pair.
     """
 
-    def __init__(self, config: FirstStageConfig = HALVING) -> None:
+    def __init__(self, config: FirstStageConfig = HALVING, gains: Sequence[float] | None = None) -> None:
         super().__init__()
         self.config = config
+        values = torch.tensor(gains or [1.0] * config.embed_dim, dtype=torch.float64)
+        self.register_buffer("gains", values[:, None, None, None])
         size = config.in_channels * config.downscale**2
         rows = np.random.default_rng(5).normal(size=(size, config.embed_dim))
         for index in range(min(config.in_channels, config.embed_dim)):
@@ -47,10 +52,18 @@ class LinearPair(nn.Module):
         self.register_buffer("kernel", torch.from_numpy(kernel.copy()))
 
     def encode(self, image: Tensor) -> Tensor:
-        return F.conv2d(image, self.get_buffer("kernel").to(image), stride=self.config.downscale)
+        kernel = self.get_buffer("kernel") / self.get_buffer("gains")
+        return F.conv2d(image, kernel.to(image), stride=self.config.downscale)
 
     def decode(self, latent: Tensor) -> Tensor:
-        return F.conv_transpose2d(latent, self.get_buffer("kernel").to(latent), stride=self.config.downscale)
+        kernel = self.get_buffer("kernel") * self.get_buffer("gains")
+        return F.conv_transpose2d(latent, kernel.to(latent), stride=self.config.downscale)
+
+
+def autoencoder(gains: Sequence[float], channels: int = 1) -> LinearPair:
+    """As many channels as gains, of a signal's `channels`."""
+    config = replace(HALVING, embed_dim=len(gains), z_channels=len(gains), in_channels=channels, out_ch=channels)
+    return LinearPair(config, gains)
 
 
 def pooling(size: int, factor: int) -> Array:
@@ -104,7 +117,7 @@ def ways(boundary: BoundaryConfig, shape: Shape, pair: LinearPair | None = None)
         assert pair is not None
         down = _as_matrix(pair.encode, shape)
         small = (pair.config.embed_dim, *(size // pair.config.downscale for size in sizes))
-        return down, down.T, small, down.shape[1] / down.shape[0]  # type: ignore[return-value]
+        return down, _as_matrix(pair.decode, small), small, down.shape[1] / down.shape[0]  # type: ignore[arg-type, return-value]
     up = repeating if boundary.back == "nearest" else interpolating
     down = on_planes(channels, *(pooling(size, boundary.factor) for size in sizes))
     back = on_planes(channels, *(up(size, boundary.factor) for size in sizes))

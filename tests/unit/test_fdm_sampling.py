@@ -196,7 +196,7 @@ def test_a_step_across_a_boundary_is_the_formula(name: str, eta: float) -> None:
         signal = read.x + (read.delta if stage < process.last else 0)
         coarse = (signal.flatten(1) @ torch.from_numpy(dense.ways[stage - 1][1]).T).view(2, *dense.shapes[stage - 1])
         below = process.transforms[stage - 1]
-        lifted = below.lift(noise, coarse.shape[1], sizes[stage - 1], fdm.FreshNoise(read.x))
+        lifted = below.lift(noise, signal, process.growth[stage - 1], sizes[stage - 1], fdm.FreshNoise(read.x))
         alpha, sigma = dense.levels(stage - 1, to)
         torch.testing.assert_close(found, alpha * coarse + sigma * lifted, atol=1e-9, rtol=0)
 

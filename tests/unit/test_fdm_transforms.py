@@ -17,7 +17,7 @@ from spectral_diffusion.spectral.config import BoundaryConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.fdm import packets, transforms
 
-from .fdm_dense import HALVING, LinearPair, blurring, interpolating, on_planes, pooling, repeating, ways
+from .fdm_dense import HALVING, LinearPair, autoencoder, blurring, interpolating, on_planes, pooling, repeating, ways
 
 SAMPLES = 30000
 SIZES = [(8, 8), (7, 5), (9, 12), (1, 3)]
@@ -55,7 +55,7 @@ def halved(name: str) -> fdm.Transform:
         "bilinear": lambda: fdm.Downsample(2, "bilinear"),
         "bilinear-4": lambda: fdm.Downsample(4, "bilinear"),
         "vae": lambda: fdm.Autoencode(LinearPair()),
-        "vae-of-3": lambda: fdm.Autoencode(LinearPair(replace(HALVING, embed_dim=3))),
+        "vae-of-3": lambda: fdm.Autoencode(autoencoder((1.3, 1.0, 0.4))),
         "blur": lambda: fdm.Blur(),
     }[name]()
 
@@ -66,11 +66,14 @@ every_transform = pytest.mark.parametrize(
 
 
 @every_transform
+@pytest.mark.parametrize("part", [0.4, 1.0, 2.0])
 @pytest.mark.parametrize("size", [(4, 4), (5, 3)], ids=["4x4", "5x3"])
-def test_lifted_noise_is_white(name: str, size: tuple[int, int]) -> None:
+def test_lifted_noise_is_white(name: str, size: tuple[int, int], part: float) -> None:
+    """Whether α²/σ² grows by d at the boundary, by more, or by less."""
     transform = halved(name)
+    growth = part * transform.dimension_ratio
     noise = normal(SAMPLES, transform.channels(1), *transform.size(size))
-    lifted = transform.lift(noise, 1, size, fresh_of(SAMPLES))
+    lifted = transform.lift(noise, noise, growth, size, fresh_of(SAMPLES))
     assert lifted.shape == (SAMPLES, 1, *size)
     assert_white(lifted)
 
@@ -89,7 +92,7 @@ def test_lifted_noise_pools_back(factor: int) -> None:
     """Oracle: numpy's means over blocks, times the factor; and `restrict`, which is the same thing."""
     noise = normal(3, 2, 3, 2)
     down = fdm.Downsample(factor)
-    lifted = down.lift(noise, 2, (3 * factor, 2 * factor), fresh_of(3))
+    lifted = down.lift(noise, noise, factor**2, (3 * factor, 2 * factor), fresh_of(3))
     blocks = lifted.numpy().reshape(3, 2, 3, factor, 2, factor)
     np.testing.assert_allclose(factor * blocks.mean((3, 5)), noise.numpy(), atol=1e-12)
     torch.testing.assert_close(down.restrict(lifted, fresh_of(3)), noise, atol=1e-12, rtol=0)
@@ -127,28 +130,45 @@ def test_lifts_and_restrictions_are_parts_of_rotations(factor: int, size: tuple[
     """Exactly white: M Mᵀ = 1 for the matrix M from all the noise that goes in to what comes out, odd sizes too."""
     for method in ("nearest", "bilinear"):
         down = fdm.Downsample(factor, method)
-        for way in ("lift", "restrict"):
-            matrix = _from_all_noise(down, way, size)
+        for way, growth in (("lift", factor**2), ("lift", 3 * factor**2), ("lift", 1.0), ("restrict", 1.0)):
+            matrix = _from_all_noise(down, way, size, growth)
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-9)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("factor", FACTORS)
 def test_a_bilinear_lift_has_the_covariances_of_its_two_parts(factor: int, size: tuple[int, int]) -> None:
-    """ζ(ε) = g(ε)/s + …: the first part's covariance is g gᵀ/s², and the other's what is left to 1 (dense matrices)."""
+    """ζ(ε) = k g(ε) + …: the first part's covariance is k² g gᵀ, and the other's what is left to 1 (dense matrices)."""
     down = fdm.Downsample(factor, "bilinear")
     g = on_planes(1, interpolating(size[0], factor), interpolating(size[1], factor))
-    matrix = _from_all_noise(down, "lift", size)
-    given, fresh = np.split(matrix, [g.shape[1]], axis=1)
-    np.testing.assert_allclose(given, g / factor, atol=1e-12)
-    np.testing.assert_allclose(fresh @ fresh.T, np.eye(len(g)) - g @ g.T / factor**2, atol=1e-9)
+    for growth in (factor**2, 2.5 * factor**2):
+        given, fresh = np.split(_from_all_noise(down, "lift", size, growth), [g.shape[1]], axis=1)
+        np.testing.assert_allclose(given, g / growth**0.5, atol=1e-9)
+        np.testing.assert_allclose(fresh @ fresh.T, np.eye(len(g)) - g @ g.T / growth, atol=1e-9)
     assert np.linalg.eigvalsh(g @ g.T / factor**2)[-1] < 1 + 1e-12  # so that there is something left
 
 
-def _from_all_noise(transform: fdm.Transform, way: str, size: tuple[int, int]) -> np.ndarray:
+@pytest.mark.parametrize("growth", [1.0, 2.0, 4.0, 7.0])
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "vae", "vae-of-3", "blur"])
+def test_every_lift_is_the_formula(name: str, growth: float) -> None:
+    """Oracle: the singular values of the dense g, limited to 1 after division by √(d^p γ), and the whole fresh noise's
+    covariance."""
+    transform, size = halved(name), (6, 4)
+    few = transform.channels(1) * math.prod(transform.size(size))
+    basis = torch.eye(few, dtype=torch.float64).view(few, -1, *transform.size(size))
+    g = np.eye(24) if name == "blur" else transform.back(basis, size).flatten(1).T.numpy()
+    left, values, right = np.linalg.svd(g / growth**0.5, full_matrices=False)
+    expected = left @ np.diag(np.minimum(values, 1.0)) @ right
+    given, fresh = np.split(_from_all_noise(transform, "lift", size, growth), [few], axis=1)
+    np.testing.assert_allclose(given, expected, atol=1e-7)
+    np.testing.assert_allclose(fresh @ fresh.T, np.eye(24) - expected @ expected.T, atol=1e-7)
+
+
+def _from_all_noise(transform: fdm.Transform, way: str, size: tuple[int, int], growth: float = 1.0) -> np.ndarray:
     """The matrix [out, given + fresh] of `lift` or `restrict`: every number that goes in has its turn to be 1."""
     shape = transform.size(size) if way == "lift" else size
-    given = math.prod(shape)
+    channels = transform.channels(1) if way == "lift" else 1
+    given = channels * math.prod(shape)
     asked = 0
 
     def run(rows: int) -> Tensor:
@@ -165,8 +185,8 @@ def _from_all_noise(transform: fdm.Transform, way: str, size: tuple[int, int]) -
             asked += math.prod(shape)
             return directions.view(rows, *shape)
 
-        noise = noise.view(rows, 1, *shape)
-        return transform.lift(noise, 1, size, fresh) if way == "lift" else transform.restrict(noise, fresh)
+        noise = noise.view(rows, channels, *shape)
+        return transform.lift(noise, noise, growth, size, fresh) if way == "lift" else transform.restrict(noise, fresh)
 
     run(given)
     return run(asked).flatten(1).T.numpy()
@@ -222,14 +242,14 @@ def test_blurs_are_scipys(kernel: str, width: float, size: tuple[int, int]) -> N
     assert torch.equal(blur.back(y, size), y) and blur.size(size) == size and blur.dimension_ratio == 1
     noise = normal(2, 3, *size, seed=1)
     assert torch.equal(blur.restrict(noise, fresh_of(2)), noise) and torch.equal(
-        blur.lift(noise, 3, size, fresh_of(2)), noise
+        blur.lift(noise, y, 1.0, size, fresh_of(2)), noise
     )
 
 
 def test_the_oracles_matrices_are_the_transforms() -> None:
     """The dense process of the other tests and the library are one, each of which has an oracle of its own."""
     x = normal(2, 2, 6, 4)
-    pair = LinearPair(replace(HALVING, in_channels=2, out_ch=2, embed_dim=3))
+    pair = autoencoder((1.2, 1.0, 0.5), channels=2)
     for boundary in (
         BoundaryConfig(0.5, factor=2),
         BoundaryConfig(0.5, factor=4, back="bilinear"),
