@@ -1,4 +1,4 @@
-"""Tiny f-DM students with random weights, and the library's own way through their stages."""
+"""Tiny f-DM students with random weights, prompts that sample them, and the library's own way through their stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from spectral_diffusion.spectral.fdm import FreshNoise, Process
 from spectral_diffusion.spectral.unet import UNet
 
 from ..unit.tiny import randomized
-from . import models
+from . import models, prompts
+from .prompts import LOADER, SAMPLER, node
+from .server import Prompt
 
 #: Halves latents of 4 channels.
 PAIR = FirstStageConfig(
@@ -54,6 +56,40 @@ def write(
         conditioner=None if conditioner is None else randomized(conditioner, 3),
         dtype=dtype,
     )
+
+
+def write_all(folder: Path) -> list[Path]:
+    """One for each of STAGES, all conditioned on text; `fdm-v` predicts the velocity and knows classes."""
+    written = [write(folder / f"fdm-{name}.safetensors", name) for name in STAGES]
+    written.append(write(folder / "fdm-v.safetensors", "quarter", "class", "v"))
+    return [*written, write(folder / "fdm-none.safetensors", "half", "none")]
+
+
+def sample(
+    name: str, kind: str = "text", *, steps: int = 6, eta: float = 0.0, denoise: float = 1.0, **size: int
+) -> Prompt:
+    """`prompts.generate` of a staged student, by SamplerCustom with f-DM Sampler and core's scheduler "simple"."""
+    made = prompts.generate(kind, **size)
+    made[LOADER]["inputs"]["checkpoint"] = f"{name}.safetensors"
+    asked = made[SAMPLER]["inputs"]
+    made["sigmas"] = node("BasicScheduler", model=[LOADER, 0], scheduler="simple", steps=steps, denoise=denoise)
+    made["fdm"] = node("SpectralDiffusionFDMSampler", eta=eta)
+    kept = {key: asked[key] for key in ("model", "positive", "negative", "latent_image", "cfg")}
+    custom = {"add_noise": True, "noise_seed": asked["seed"], "sampler": ["fdm", 0], "sigmas": ["sigmas", 0]}
+    made[SAMPLER] = node("SamplerCustom", **kept, **custom)
+    del made[prompts.DECODE], made[prompts.SAVE]
+    return made
+
+
+def simple_times(steps: int, denoise: float = 1.0) -> list[int]:
+    """The steps that "simple" takes, and the picture."""
+    total = int(steps / denoise)
+    return [*[999 - int(index * 1000 / total) for index in range(total)][-steps:], fdm.CLEAN]
+
+
+def noise_of(seed: int, *shape: int) -> Tensor:
+    """Core's."""
+    return torch.randn(*shape, generator=torch.manual_seed(seed))
 
 
 def process_of(student: Checkpoint) -> Process:
