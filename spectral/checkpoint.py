@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from . import autoencoder, conditioning, memory
+from . import autoencoder, conditioning, fdm, memory
 from .config import ModelConfig, to_dict
 from .diffusion import Schedule
 from .errors import SpectralError
@@ -191,6 +191,8 @@ def check(config: ModelConfig, name: str) -> None:
             autoencoder.check(stage)
         conditioning.check(condition)
         Schedule.from_config(config.schedule)
+        if unet is not None and unet.stages is not None:
+            fdm.check(unet.stages, config.schedule.steps)
         if not 0 < config.scale_factor < math.inf:
             raise SpectralError(f"scale_factor is {config.scale_factor}; expected a positive number.")
         if unet is not None and stage is not None and unet.in_channels != stage.embed_dim:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .config import StagesConfig, UNetConfig
 from .errors import SpectralError
+from .fdm.process import check
 
 #: The entry through LDM's own first and last convolution.
 FIRST_ENTRY = "0"
@@ -67,6 +68,7 @@ def check_entries(config: UNetConfig) -> None:
         raise SpectralError("A U-Net of stages predicts as many channels as it sees; set out_channels to in_channels.")
     if not config.stages.boundaries:
         raise SpectralError("stages has no boundaries; give it some, or leave it out.")
+    check(config.stages)
     channels = config.in_channels
     for index, boundary in enumerate(config.stages.boundaries, 1):
         pair = boundary.autoencoder

@@ -1,6 +1,7 @@
 """How fast the kit is, in ratios of times that were taken side by side.
 
-`bench spectrum`: the radial spectrum of images over their transforms alone. `bench train`: a step of distillation over
+`bench spectrum`: the radial spectrum of images over their transforms alone. `bench fdm`: images of the default student
+in one stage over the same in two, with as many steps. `bench train`: a step of distillation over
 what nobody can leave out: the teacher forwards, the student forwards and backwards, on the same batch and with the same
 precision. What comes on top is the data, the noise, the losses, the gradient's norm, the optimizer and the average.
 """
@@ -14,13 +15,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..spectral import checkpoint, fdm
+from ..spectral.config import BoundaryConfig, StagesConfig
+from ..spectral.diffusion import Schedule, ddim
+from ..spectral.fdm import Process
 from ..spectral.spectrum import radial_spectrum
+from ..spectral.unet import UNet
 from . import cli
 from .data.config import DataConfig
 from .data.contexts import Contexts
@@ -37,18 +44,23 @@ from .processes import device
 from .teachers import open_teacher
 
 PAIRS, QUICK_PAIRS, WARM = 40, 5, 3
+#: Stages of the default f-DM student (configs/emoji64-fdm.yaml), and the steps that both take.
+FDM = StagesConfig((BoundaryConfig(0.25),))
+FDM_STEPS = 20
 
 
-def paired(first: Callable[[], object], second: Callable[[], object], count: int) -> tuple[list[float], list[float]]:
+def paired(
+    first: Callable[[], object], second: Callable[[], object], count: int, warm: int = WARM
+) -> tuple[list[float], list[float]]:
     """Seconds that two functions take, called in turn, so that whatever else the machine does meets both."""
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(WARM + count):
+    for turn in range(warm + count):
         for function, found in zip((first, second), times, strict=True):
             began = time.perf_counter()
             function()
             if device().type == "cuda":
                 torch.cuda.synchronize()
-            if turn >= WARM:
+            if turn >= warm:
                 found.append(time.perf_counter() - began)
     return times
 
@@ -123,6 +135,26 @@ def radial_spectrum_over_transforms(batch: int, _precision: Any, pairs: int) -> 
     return ratios("radial_spectrum_vs_fft", times)
 
 
+def one_stage_over_two(batch: int, _precision: Any, pairs: int) -> dict[str, float]:
+    """Sampling latents with the default student, over the same with the stages of `FDM`; random weights do as well."""
+    config = checkpoint.read(TEACHER.with_name("emoji64-student.safetensors")).config
+    assert config.unet is not None and config.unet.context_dim is not None
+    schedule = Schedule.from_config(config.schedule)
+    process = Process(schedule, FDM)
+    plain, staged = (UNet(replace(config.unet, stages=stages)).to(device()).eval() for stages in (None, FDM))
+    side = config.unet.image_size
+    noise = torch.randn(batch, config.unet.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(device())
+    context = torch.zeros(batch, config.conditioning.context_length, config.unet.context_dim, device=device())
+    times = paired(
+        lambda: ddim(plain, noise, schedule, FDM_STEPS, cond=context),
+        lambda: fdm.sample(staged, noise, process, FDM_STEPS, cond=context),
+        max(3, pairs // 4),
+        warm=1,
+    )
+    return ratios("fdm_speedup", times)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command `bench`."""
     parser = cli.Parser("bench", "Measure the kit: ratios of times that were taken side by side.")
@@ -145,6 +177,7 @@ def main(argv: Sequence[str]) -> None:
 
 BENCHES: dict[str, Callable[[int, Any, int], dict[str, float]]] = {
     "train": distill_step,
+    "fdm": one_stage_over_two,
     "spectrum": radial_spectrum_over_transforms,
 }
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..spectral import checkpoint, presets
+from ..spectral import checkpoint, fdm, presets
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.unet import check
@@ -35,7 +35,7 @@ from .loop.stopping import stopping_in_order
 from .loop.trial import seconds_per_step
 from .previews import Preview
 from .processes import is_main
-from .staging import with_autoencoders
+from .staging import digest, with_autoencoders
 from .teachers import digests, open_teacher
 
 
@@ -55,6 +55,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     parts = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
     others = config.random_conditions.path if config.random_conditions.share else None
     parts["random_conditions"] = None if others is None else checkpoint.sha256(others)
+    parts["stage_autoencoders"] = digest(config.stage_autoencoders)
     begin(config, teacher=teacher.file.sha256, data=data.sha256, **parts)
     if is_main():
         cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
@@ -87,6 +88,8 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
         raise SpectralError(
             f"The teacher was trained at {size} pixels, data.size is {config.data.size}; set it to {size}."
         )
+    if teacher.config.unet.stages is not None:
+        raise SpectralError(f"{config.teacher} works in stages; give a teacher of one, as LDM's are.")
     unet = replace(
         presets.slim(teacher.config.unet, config.model_channels, config.resampler),
         wavelet=config.wavelet,
@@ -98,6 +101,8 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
         check_initial(unet, teacher.config.unet)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"
     schedule = schedule_of(config, teacher.config.schedule)
+    if unet.stages is not None:
+        fdm.check(unet.stages, schedule.steps)
     return replace(
         teacher.config, kind=kind, unet=unet, schedule=schedule, preset=None, teacher_sha256=teacher.file.sha256
     )

@@ -12,6 +12,7 @@ import torch
 from ..spectral import autoencoder, checkpoint, conditioning, presets
 from ..spectral.config import ModelConfig, to_dict
 from ..spectral.counting import parameters, unet_macs
+from ..spectral.entries import entries
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import ReadOptions
 from ..spectral.unet import UNet
@@ -36,7 +37,22 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "schedule": about["schedule"],
         "unet": about["unet"],
         "teacher_sha256": config.teacher_sha256,
+        **({} if config.unet is None or config.unet.stages is None else {"stages": _stages(config)}),
     }
+
+
+def _stages(config: ModelConfig) -> list[dict[str, Any]]:
+    """Every stage of a network of stages, from the picture to the noise: when it is, its size and cost."""
+    assert config.unet is not None and config.unet.stages is not None
+    boundaries = config.unet.stages.boundaries
+    places = [0.0, *(boundary.at for boundary in boundaries), 1.0]
+    found: list[dict[str, Any]] = []
+    for stage, entry in enumerate(entries(config.unet)):
+        side = -(-config.unet.image_size // 2**entry.level)
+        told = {"from": places[stage], "to": places[stage + 1], "channels": entry.channels, "size": side}
+        made = {"made_by": boundaries[stage - 1].transform} if stage else {}
+        found.append({**told, **made, "macs": unet_macs(config, stage=stage)})
+    return found
 
 
 def _latent(config: ModelConfig) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..spectral import checkpoint
 from ..spectral.config import FirstStageConfig, StagesConfig
 from ..spectral.diffusion import Schedule
-from ..spectral.entries import FIRST_ENTRY
 from ..spectral.errors import SpectralError
 from ..spectral.fdm import FreshNoise, Point, Process
 from ..spectral.formats.source import FIRST_STAGE
@@ -66,17 +65,14 @@ def process_of(unet: UNet, schedule: Schedule) -> Process | None:
 
 
 def untouched(unet: UNet, seen: set[int]) -> Tensor:
-    """0, of the entries of stages that no sample of a batch was in: all processes have gradients of all parameters."""
-    used = {unet.entries[stage].key for stage in seen}
+    """0, of all parameters, where the samples of a batch leave stages out: what they did not pass has gradients too.
+
+    Processes wait for each other's gradients, parameter by parameter.
+    """
     total = torch.zeros((), device=next(unet.parameters()).device)
-    for key in {entry.key for entry in unet.entries} - used:
-        ends = (
-            (unet.input_blocks[0], unet.out)
-            if key == FIRST_ENTRY
-            else (unet.stage_inputs[key], unet.stage_outputs[key])
-        )
-        total = total + sum((0.0 * p.sum() for end in ends for p in end.parameters()), start=torch.zeros_like(total))
-    return total
+    if {unet.entries[stage].key for stage in seen} == {entry.key for entry in unet.entries}:
+        return total
+    return total + sum((0.0 * p.sum() for p in unet.parameters() if p.requires_grad), start=torch.zeros_like(total))
 
 
 def with_autoencoders(stages: StagesConfig, files: Sequence[Path]) -> StagesConfig | None:
@@ -104,6 +100,11 @@ def with_autoencoders(stages: StagesConfig, files: Sequence[Path]) -> StagesConf
     for index, path in zip(behind, files, strict=True):
         boundaries[index] = replace(boundaries[index], autoencoder=_first_stage(path))
     return replace(stages, boundaries=tuple(boundaries))
+
+
+def digest(files: Sequence[Path]) -> str | None:
+    """What tells whether the autoencoders of a run are still the same; None where there are none."""
+    return " ".join(checkpoint.sha256(path) for path in files) or None
 
 
 def _first_stage(path: Path) -> FirstStageConfig:

@@ -1,4 +1,7 @@
-"""Train an LDM first stage (KL) on images: L1 of pixels and of spectra, and a pull of the posterior to N(0, 1)."""
+"""Train an LDM first stage (KL) on images: L1 of pixels and of spectra, and a pull of the posterior to N(0, 1).
+
+With `latents_of` it codes the latents of another first stage, for a stage of f-DM that lies behind a vae.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spectral import autoencoder, checkpoint
+from ..spectral.checkpoint import Checkpoint
 from ..spectral.config import FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from . import cli, figures
@@ -24,7 +28,7 @@ from .loop.fit import fit
 from .loop.folder import begin, summary
 from .loop.randomness import SampleRandom
 from .loop.stopping import stopping_in_order
-from .processes import is_main
+from .processes import device, is_main
 
 #: Images from all over the data that the scale of the latents is measured on.
 MEASURED = 512
@@ -40,6 +44,8 @@ class AutoencoderConfig:
         first_stage: the architecture.
         frequency_weight: weight of the L1 distance of the images' spectra (orthonormal 2D FFT).
         kl_weight: weight of the posterior's divergence from N(0, 1), a mean over the latent's elements.
+        latents_of: a checkpoint with a first stage, whose latents (scaled, as a U-Net sees them) are coded in place of
+            the images.
     """
 
     run: RunConfig
@@ -49,6 +55,7 @@ class AutoencoderConfig:
     )
     frequency_weight: float = 1.0
     kl_weight: float = 1e-3
+    latents_of: Path | None = None
 
     def __post_init__(self) -> None:
         check_weight("frequency_weight", self.frequency_weight)
@@ -56,11 +63,16 @@ class AutoencoderConfig:
 
 
 class AutoencoderTask(nn.Module):
-    """Losses of one batch of the autoencoder."""
+    """Losses of one batch of the autoencoder.
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    Args:
+        base: whose latents it codes; None for images.
+    """
+
+    def __init__(self, config: AutoencoderConfig, base: Checkpoint | None = None) -> None:
         super().__init__()
         self.config = config
+        self._base = (base,)  # in a tuple, and so none of what is trained
         self.first_stage = autoencoder.AutoencoderKL(config.first_stage)
 
     @property
@@ -68,11 +80,22 @@ class AutoencoderTask(nn.Module):
         """What takes most of the time."""
         return (self.first_stage.encoder, self.first_stage.decoder)
 
+    def signal(self, batch: Batch, device: torch.device) -> Tensor:
+        """What is coded: images in [−1, 1], or scaled latents, [B, C, H, W] float32."""
+        base = self._base[0]
+        if base is None:
+            return floats(batch["image"], device)
+        assert base.first_stage is not None
+        with torch.no_grad():
+            encoded = encode(base.first_stage, batch["image"])
+            return base.config.scale_factor * latents_of({kind_of(base.first_stage): encoded}, device)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = next(self.parameters()).device
         random = SampleRandom(self.config.run.seed, batch["ordinal"], device)
-        image = floats(batch["image"], device)
-        image = torch.where((random.uniform() < 0.5).to(device).view(-1, 1, 1, 1), image, image.flip(-1))
+        image = self.signal(batch, device)
+        if self._base[0] is None:  # latents of mirrored images are not mirrored latents
+            image = torch.where((random.uniform() < 0.5).to(device).view(-1, 1, 1, 1), image, image.flip(-1))
         mean, log_variance = self.first_stage.posterior(image)
         latent = mean + torch.exp(0.5 * log_variance) * random.normal(tuple(mean.shape[1:]))
         difference = (self.first_stage.decode(latent) - image).float()
@@ -95,29 +118,36 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
             "train-autoencoder trains KL first stages; set first_stage.kind to kl (VQ ones are read only)."
         )
     autoencoder.check(config.first_stage)
-    if (config.first_stage.in_channels, config.first_stage.out_ch) != (3, 3):
-        raise SpectralError("The images have 3 channels; set first_stage.in_channels and first_stage.out_ch to 3.")
-    if config.data.size % config.first_stage.downscale:
+    base = None if config.latents_of is None else open_first_stage(config.latents_of)
+    channels, multiple, what = 3, config.first_stage.downscale, "images"
+    if base is not None and base.config.first_stage is not None:
+        channels, what = base.config.first_stage.embed_dim, "latents"
+        multiple *= base.config.first_stage.downscale
+    if (config.first_stage.in_channels, config.first_stage.out_ch) != (channels, channels):
         raise SpectralError(
-            f"data.size is {config.data.size}; this first stage needs a multiple of {config.first_stage.downscale}."
+            f"The {what} have {channels} channels; set first_stage.in_channels and first_stage.out_ch to {channels}."
         )
-    data = open_data(config.data, multiple=config.first_stage.downscale)
+    if config.data.size % multiple:
+        raise SpectralError(f"data.size is {config.data.size}; this first stage needs a multiple of {multiple}.")
+    data = open_data(config.data, multiple=multiple)
     if "image" not in data.preview_samples(1):
         raise SpectralError(f"{data.source} holds latents; a first stage learns from images, so give those.")
-    begin(config, data=data.sha256)
-    task = AutoencoderTask(config)
+    begin(config, data=data.sha256, latents_of=None if base is None else base.file.sha256)
+    task = AutoencoderTask(config, base)
 
     def preview(path: Path) -> None:
-        image = floats(data.preview_samples(12)["image"], next(task.parameters()).device)
+        signal = task.signal(data.preview_samples(12), next(task.parameters()).device)
         with torch.no_grad():
-            decoded = task.first_stage.decode(task.first_stage.encode(image))
-        rows = {"data": image, "autoencoder": decoded}
+            rows = {"data": signal, "autoencoder": task.first_stage.decode(task.first_stage.encode(signal))}
+            if base is not None and base.first_stage is not None:
+                scale = base.config.scale_factor
+                rows = {name: base.first_stage.decode(latent / scale) for name, latent in rows.items()}
         if is_main():
             figures.save_grid({name: (row.clamp(-1, 1) + 1) / 2 for name, row in rows.items()}, path)
 
     statistics = fit(task, data, config.run, preview)
     first_stage = task.first_stage.eval()
-    scale = scale_of(first_stage, data)
+    scale = scale_of(first_stage, data) if base is None else 1.0
     training = summary(config, statistics, data.count)
     about = ModelConfig("autoencoder", first_stage=config.first_stage, scale_factor=scale, training=training)
     path = config.run.out / "autoencoder.safetensors"
@@ -129,6 +159,18 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
 def floats(image: Tensor, device: torch.device) -> Tensor:
     """uint8 images as float32 in [−1, 1] on the device."""
     return image.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
+
+
+def open_first_stage(path: Path) -> Checkpoint:
+    """A checkpoint that has a first stage.
+
+    Raises:
+        SpectralError: it has none, or the file cannot be read.
+    """
+    opened = checkpoint.load(path, device=device())
+    if opened.first_stage is None:
+        raise SpectralError(f"{path} holds no first stage; give a file of train-autoencoder, or a whole checkpoint.")
+    return opened
 
 
 def scale_of(first_stage: autoencoder.FirstStage, data: Data) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spectral import checkpoint, conditioning
+from ..spectral import checkpoint, conditioning, fdm
 from ..spectral.config import (
     ConditioningConfig,
     FirstStageConfig,
@@ -35,8 +35,9 @@ from .loop.folder import begin, summary
 from .loop.stopping import stopping_in_order
 from .noising import Noising
 from .previews import Preview
-from .processes import device, is_main
-from .staging import StagedErrors, fill_pairs, process_of, with_autoencoders
+from .processes import is_main
+from .staging import StagedErrors, digest, fill_pairs, process_of, with_autoencoders
+from .train_autoencoder import open_first_stage
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,6 @@ class DenoisingTask(nn.Module):
         return {"loss": error.square().mean(), **rows({"loss": bands(error)}, t, self.schedule.steps)}
 
 
-def open_first_stage(path: Path) -> checkpoint.Checkpoint:
-    """A checkpoint that has a first stage.
-
-    Raises:
-        SpectralError: it has none, or the file cannot be read.
-    """
-    opened = checkpoint.load(path, device=device())
-    if opened.first_stage is None:
-        raise SpectralError(f"{path} holds no first stage; give a file of train-autoencoder, or a whole checkpoint.")
-    return opened
-
-
 def train(config: TeacherConfig) -> dict[str, Any]:
     """Train, and export `RUN/teacher.safetensors`; returns its path and the last statistics.
 
@@ -136,7 +125,8 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     config = replace(config, unet=unet, conditioning=with_classes(config.conditioning, data))
     check_fit(config, base.config.first_stage)
     contexts = Contexts(config.conditioning, data, config.dropout)
-    begin(config, autoencoder=base.file.sha256, data=data.sha256)
+    pairs = digest(config.stage_autoencoders)
+    begin(config, autoencoder=base.file.sha256, data=data.sha256, stage_autoencoders=pairs)
     data = as_latents(data, base.first_stage, config.autoencoder.name, config.run.out)
     task = DenoisingTask(config, base, contexts)
     about = ModelConfig(
@@ -170,6 +160,8 @@ def check_fit(config: TeacherConfig, first_stage: FirstStageConfig) -> None:
     check(config.unet)
     conditioning.check(config.conditioning)
     Schedule.from_config(config.schedule)
+    if config.unet.stages is not None:
+        fdm.check(config.unet.stages, config.schedule.steps)
     unet, conditioned = config.unet, config.conditioning.kind != "none"
     channels, downscale = first_stage.embed_dim, first_stage.downscale
     if (unet.in_channels, unet.out_channels) != (channels, channels):

@@ -176,8 +176,8 @@ class Process:
         return signal
 
 
-def check(config: StagesConfig, steps: int) -> None:
-    """That the stages can be; raises as `Process`."""
+def check(config: StagesConfig, steps: int = 10**6) -> None:
+    """That the stages can be, over a schedule of so many steps; raises as `Process`."""
     for boundary in config.boundaries:
         transforms.check(boundary)
     if not 0.0 <= config.dimension_power <= 4.0:

@@ -33,6 +33,10 @@ def write(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor], dtype:
         raise SpectralError(
             f"{path.name}: a wavelet-gated U-Net has no place in LDM's layout; write it in the spectral layout."
         )
+    if config.unet is not None and config.unet.stages is not None:
+        raise SpectralError(
+            f"{path.name}: a U-Net of stages has no place in LDM's layout; write it in the spectral layout."
+        )
     if config.unet is not None and config.unet.norm_groups != 32:
         raise SpectralError(
             f"{path.name}: normalisation in {config.unet.norm_groups} groups has no place in LDM's layout, which has "

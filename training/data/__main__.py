@@ -1,4 +1,5 @@
-"""The command `data`: build a data set that ships with the kit, cache latents of one, or let a teacher make them."""
+"""The command `data`: build a data set that ships with the kit, cache latents of one, let a teacher make them, or
+measure what stages do to it."""
 
 from __future__ import annotations
 
@@ -133,6 +134,13 @@ def imagine(argv: Sequence[str]) -> None:
         cli.report({"path": str(arguments.out), **result}, arguments.json)
 
 
+def stages(argv: Sequence[str]) -> None:
+    """The command `data stages`."""
+    from .. import stage_energy
+
+    stage_energy.main(argv)
+
+
 def usual_size(about: ModelConfig) -> int:
     """Side of the images that a model was trained on, in pixels."""
     assert about.first_stage is not None
@@ -141,7 +149,12 @@ def usual_size(about: ModelConfig) -> int:
     return about.first_stage.resolution
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"emoji": build_emoji, "cache": cache, "imagine": imagine}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "emoji": build_emoji,
+    "cache": cache,
+    "imagine": imagine,
+    "stages": stages,
+}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ FREE = {
     *("data.workers", "data.cache", "data.max_corrupt"),
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
     "random_conditions.path",
+    *("latents_of", "stage_autoencoders"),  # by their content
     "recompute",
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")

@@ -30,6 +30,10 @@ def denoiser(opened: Checkpoint, steps: Tensor, prompt: str, vocabulary: Path | 
     from ..sample import context_of
 
     assert opened.unet is not None
+    if opened.unet.config.stages is not None:
+        raise SpectralError(
+            f"{opened.file.path.name} works in stages, which see signals of several sizes; probe a model of one stage."
+        )
     unet, schedule = opened.unet, opened.schedule
     context = context_of(opened.config, opened.conditioner, [prompt], vocabulary)
 
