@@ -102,12 +102,13 @@ class StagedSampler(comfy.samplers.Sampler):  # type: ignore[misc]
             return latent
         model = model_wrap.inner_model
         _check(model, noise)
+        # Core casts its own layers where memory is short, and leaves all others where they are.
+        model.diffusion_model.stage_pairs.to(noise.device)
         walk = _walk(model, sigmas)
-        seed = extra_args.get("seed") or 0
         run = Run(model_wrap, extra_args, walk, self.eta, _size(noise))
         run.check_end()
         known = bool(noise.any())
-        fresh = FreshNoise(noise if known else comfy.sample.prepare_noise(latent.cpu(), (seed + 1) % 2**64).to(noise))
+        fresh = FreshNoise(noise if known else _other_noise(latent, extra_args.get("seed") or 0))
         noises = fdm_parts.noises(model.process, noise, walk[0].stage, fresh)
         whole = self.max_denoise(model_wrap, sigmas)
         z = run.begin(latent, noises, whole) if known else run.go_on(latent)
@@ -206,15 +207,17 @@ class Run:
                 told = _told(arguments, Place(stage, self.full))
                 for index, step in steps:
                     comfy.model_management.throw_exception_if_processing_interrupted()
-                    z, x_0 = self._step(z, step, kept, fresh, told)
+                    z, read = self._step(z, step, kept, fresh, told)
                     if callback is not None:
-                        # x_0 for the noisy latents too, whose size and noise are another in every stage.
+                        x_0 = self.process.upwards(self.process.finished(read, stage), stage, self.sizes)
+                        # For the noisy latents too, whose size and noise are another in every stage.
                         callback(index, x_0, x_0, len(self.walk))
         return z
 
     def _step(
         self, z: Tensor, step: Step, kept: Kept | None, fresh: FreshNoise, told: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Read]:
+        """z after a step, of the stage that it has come to, and what was predicted in the one before."""
         stage, t = step.stage, _times(step.t, z)
         sigma = self.sampling.sigmas[step.t].to(z).expand(len(z)).contiguous()
         alpha = self.alpha(step.t, stage)
@@ -227,10 +230,9 @@ class Run:
             x, delta = fdm_parts.mixed(x, point.x, mask), fdm_parts.mixed(delta, point.delta, mask)
         read = Read(x, (z - alpha * x) / (1.0 - alpha**2) ** 0.5, delta)
         z = fdm.advance(self.process, step, read, fresh, self.sizes, eta=self.eta)
-        x_0 = self.process.upwards(self.process.finished(read, stage), stage, self.sizes)
         if kept is not None and step.to == CLEAN:
             z = fdm_parts.mixed(z, kept.latent, mask)
-        return z, x_0
+        return z, read
 
 
 def _check(model: Any, noise: Tensor) -> None:
@@ -258,6 +260,12 @@ def _walk(model: Any, sigmas: Tensor) -> list[Step]:
     if float(sigmas[-1]) <= 0:
         times[-1] = CLEAN
     return fdm.plan(model.process, times)
+
+
+def _other_noise(latent: Tensor, seed: int) -> Tensor:
+    """What the fresh noise of a run that goes on comes of; not that of the run before, which may have had this seed."""
+    made: Tensor = comfy.sample.prepare_noise(latent.cpu(), (seed + 1) % 2**64)
+    return made.to(latent)
 
 
 def _told(arguments: dict[str, Any], place: Place) -> dict[str, Any]:

@@ -303,6 +303,26 @@ def test_cores_patches_work_in_every_stage(comfy: ComfyServer, staged: Path, obj
         assert torch.isfinite(one).all() and (one - plain).abs().max() > 1e-3, name
 
 
+def test_a_mask_may_change_from_step_to_step(comfy: ComfyServer, staged: Path, object_info: dict[str, Any]) -> None:
+    """Differential Diffusion: what lies under a weaker mask is painted later, what lies under none, never."""
+    if "DifferentialDiffusion" not in object_info:
+        pytest.skip("this version of ComfyUI has no Differential Diffusion")
+    changing = patching.filled(object_info, "DifferentialDiffusion", model=[LOADER, 0])
+    prompt = sample("fdm-half", steps=10)
+    prompt["images"] = node("SpectralDiffusionExampleImages", images="emoji-64", count=1)
+    prompt[LATENT] = node("VAEEncode", pixels=["images", 0], vae=[LOADER, 2])
+    prompt["ground"] = node("SolidMask", value=0.0, width=64, height=64)
+    prompt["weak"] = node("SolidMask", value=0.5, width=64, height=32)
+    placed: dict[str, Any] = {"destination": ["ground", 0], "source": ["weak", 0], "x": 0, "y": 32}
+    prompt["mask"] = node("MaskComposite", **placed, operation="add")
+    prompt["masked"] = node("SetLatentNoiseMask", samples=[LATENT, 0], mask=["mask", 0])
+    prompt[SAMPLER]["inputs"]["latent_image"] = ["masked", 0]
+    prompt = modelled(prompt, changing=changing)
+    mixed, late, start = latents(comfy, prompt, (SAMPLER, "on changing", LATENT))
+    assert torch.equal(late[..., :8, :], start[..., :8, :])
+    assert (late - start)[..., 8:, :].abs().max() > 1e-2 < (late - mixed).abs().max()
+
+
 def test_guiders_and_the_advanced_sampler(comfy: ComfyServer, staged: Path, object_info: dict[str, Any]) -> None:
     if "CFGGuider" not in object_info:
         pytest.skip("this version of ComfyUI has no guiders")
