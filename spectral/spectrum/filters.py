@@ -160,7 +160,8 @@ def convolutions(network: nn.Module, latent_size: int) -> list[Convolution]:
 
     Of an LDM-type U-Net (input_blocks, middle_block, output_blocks: this project's, LDM's own, ComfyUI's) the grids
     follow from where its down- and up-samplings stand; it is not run. Of another network all are the latent's. A
-    down-sampling's convolution runs over the grid that it halves, an up-sampling's over the one that it arrives at.
+    down-sampling's convolution runs over the grid that it halves, an up-sampling's over the one that it arrives at, and
+    those that a smaller stage of f-DM enters and leaves by over that stage's.
 
     Args:
         latent_size: side of the latent in cells.
@@ -193,10 +194,19 @@ def _of_unet(network: nn.Module, grid: int) -> Iterator[Convolution]:
             after = (skips[-1] if skips else 2 * grid) if _changes(layer, "Upsample") else grid
             yield from _inside(names[id(layer)], layer, grid, after)
             grid = after
-    parts = {"input_blocks", "middle_block", "output_blocks"}
+    parts = {"input_blocks", "middle_block", "output_blocks", *_STAGED}
     for name, module in network.named_children():
         if name not in parts:
             yield from _inside(name, module, grid, grid)
+    for key, level in {entry.key: entry.level for entry in getattr(network, "entries", ())}.items():
+        side = -(-grid // 2**level)
+        for name in ("stage_inputs", "stage_outputs"):
+            if key in getattr(network, name):
+                yield from _inside(f"{name}.{key}", getattr(network, name)[key], side, side)
+
+
+#: Of a network of several stages (f-DM); the autoencoders between stages are networks of their own.
+_STAGED = ("stage_inputs", "stage_outputs", "stage_pairs")
 
 
 def _changes(layer: nn.Module, kind: str) -> bool:
