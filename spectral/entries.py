@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import autoencoder
 from .config import StagesConfig, UNetConfig
 from .errors import SpectralError
 from .fdm.process import check
@@ -61,7 +62,7 @@ def check_entries(config: UNetConfig) -> None:
     """That every stage finds its level, and every autoencoder the signals that it takes.
 
     Raises:
-        SpectralError: names the stage.
+        SpectralError: names the stage, or the setting at fault.
     """
     assert config.stages is not None
     if config.in_channels != config.out_channels:
@@ -77,6 +78,7 @@ def check_entries(config: UNetConfig) -> None:
                 f"Stage {index} has the transform {boundary.transform!r}; an autoencoder belongs to a vae alone."
             )
         if pair is not None:
+            autoencoder.check(pair)
             if (pair.in_channels, pair.out_ch) != (channels, channels):
                 raise SpectralError(
                     f"The autoencoder of stage {index} codes {pair.in_channels} channels, but the signal before it has "

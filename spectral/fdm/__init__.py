@@ -10,7 +10,7 @@ from .energy import Energy, measure
 from .packets import FreshNoise
 from .process import Point, Process, Read, check
 from .sampling import CLEAN, Step, advance, plan, sample
-from .transforms import Autoencode, Blur, Downsample, Transform, blur_kernel
+from .transforms import Autoencode, Blur, Downsample, Pair, Transform, blur_kernel
 
 __all__ = [
     "CLEAN",
@@ -19,6 +19,7 @@ __all__ = [
     "Downsample",
     "Energy",
     "FreshNoise",
+    "Pair",
     "Point",
     "Process",
     "Read",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import SpectralError
 from .process import Process
 
 
@@ -33,7 +34,11 @@ class Energy:
 
 @torch.no_grad()
 def measure(process: Process, latents: Iterable[Tensor]) -> list[Energy]:
-    """γ and what belongs to it, of every boundary, on batches of latents [B, C, H, W] as the U-Net sees them."""
+    """γ and what belongs to it, of every boundary, on batches of latents [B, C, H, W] as the U-Net sees them.
+
+    Raises:
+        SpectralError: there is no latent, a number is not finite, or nothing but zeros is left of them.
+    """
     sums = torch.zeros(process.last, 4, dtype=torch.float64)
     counts = torch.zeros(process.last, 2, dtype=torch.float64)
     for x in latents:
@@ -49,6 +54,8 @@ def measure(process: Process, latents: Iterable[Tensor]) -> list[Energy]:
     for (before, after, back, rest), (many, few), transform in zip(
         sums.tolist(), counts.tolist(), process.transforms, strict=True
     ):
+        if not after > 0:
+            raise SpectralError("The stages' energies need latents of finite numbers, not all of them 0; give some.")
         gamma = (back / many) / (after / few)
         ratio *= transform.dimension_ratio**process.config.dimension_power * gamma
         results.append(Energy(transform.dimension_ratio, gamma, before / many, after / few, rest / before, ratio))

@@ -13,7 +13,7 @@ and in the last stage it stays x^K. The network predicts ε (or the velocity) an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -68,10 +68,10 @@ class Process:
         ratios: how much greater than the base schedule's α²/σ² is in every stage, K + 1 numbers, the first of them 1.
 
     Raises:
-        SpectralError: a boundary that cannot be, or two that are less than a step apart.
+        SpectralError: a boundary that cannot be, two that are less than a step apart, or one at the very end.
     """
 
-    def __init__(self, schedule: Schedule, config: StagesConfig, pairs: dict[int, nn.Module] | None = None) -> None:
+    def __init__(self, schedule: Schedule, config: StagesConfig, pairs: Mapping[int, nn.Module] | None = None) -> None:
         check(config, schedule.steps)
         self.schedule, self.config = schedule, config
         self.boundaries = tuple(_steps(config, schedule.steps))
@@ -185,10 +185,12 @@ def check(config: StagesConfig, steps: int = 10**6) -> None:
     if len(config.boundaries) > 8:
         raise SpectralError(f"There are {len(config.boundaries)} boundaries between stages; expected at most 8.")
     places = _steps(config, steps)
-    if any(after <= before for before, after in pairwise(places)):
+    # The last stage begins after its boundary, where the one below is asked.
+    if any(after <= before for before, after in pairwise(places)) or (config.boundaries and places[-2] >= steps - 1):
         told = ", ".join(f"{boundary.at:g}" for boundary in config.boundaries)
         raise SpectralError(
-            f"The stages' boundaries lie at {told}; expected rising parts of the schedule, a step of its {steps} apart."
+            f"The stages' boundaries lie at {told}; expected rising parts of the schedule, a step of its {steps} apart "
+            "and two from its end."
         )
 
 

@@ -89,6 +89,9 @@ def sample(
 ) -> Tensor:
     """Sample at LDM's time steps through all stages; as many questions to the network as plain DDIM asks.
 
+    Where the first of LDM's steps lies below the last stage, because steps are few or a boundary is late, the last step
+    of the schedule takes its place.
+
     Args:
         denoise: the network.
         noise: white noise of the latents' shape, [B, C, H, W]; the first stage begins with its coarse part.
@@ -109,6 +112,8 @@ def sample(
         raise SpectralError(f"The sampler's eta is {eta}; expected 0 (deterministic) or more (1 is ancestral).")
     schedule = process.schedule
     times = schedule.ddim_timesteps(steps).flip(0).tolist()
+    if times[0] <= process.boundaries[-2]:
+        times[0] = schedule.steps - 1
     sizes = [shape[1:] for shape in process.shapes(noise.shape[1], (noise.shape[2], noise.shape[3]))]
     fresh = FreshNoise(noise)
     walk = plan(process, [*times, 0])

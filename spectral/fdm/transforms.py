@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..autoencoder import FirstStage
-from ..config import BoundaryConfig
+from ..config import BoundaryConfig, FirstStageConfig
 from ..errors import SpectralError
 from . import packets
 from .packets import Fresh
@@ -25,6 +25,20 @@ from .packets import Fresh
 Size = tuple[int, int]
 #: Standard deviations that a Gaussian kernel reaches to both sides.
 REACH = 4.0
+
+
+class Pair(Protocol):
+    """An encoder and its decoder, like `autoencoder.FirstStage`; only sizes are read of the configuration."""
+
+    config: FirstStageConfig
+
+    def encode(self, image: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → [B, embed_dim, H / downscale, W / downscale]."""
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The way back."""
+        ...
 
 
 class Transform(ABC):
@@ -80,7 +94,9 @@ class Downsample(Transform):
     With the nearest neighbour ζ is the inverse Haar transform with the noise as LL and fresh noise in all other bands:
     pooling it gives the noise back. In general it is ζ(ε) = g(ε)/s + (1 − g gᵀ/s²)^½ η for the factor s and fresh η,
     which is white, and which has α g(x) + σ ζ(ε) = (α/α') g(α' x + σ' ε) + …: x and ε as they were predicted lead to
-    the same place as the true ones. For the nearest neighbour the two are one.
+    the same place as the true ones. For the nearest neighbour the two are one. It takes α²/σ² to grow by s² at the
+    boundary; where γ or the power of d make it another number, predictions that are means of what may be lead to a z of
+    a somewhat other variance.
 
     Args:
         factor: 2, 4 or 8.
@@ -150,7 +166,7 @@ class Autoencode(Transform):
         pair: a first stage whose images are the signals of the finer stage.
     """
 
-    def __init__(self, pair: FirstStage) -> None:
+    def __init__(self, pair: Pair) -> None:
         self.pair, self.factor = pair, pair.config.downscale
 
     def channels(self, before: int) -> int:
@@ -178,7 +194,7 @@ def build(config: BoundaryConfig, pair: nn.Module | None = None) -> Transform:
     """The transformation of one boundary.
 
     Args:
-        pair: the first stage of a boundary whose transform is "vae".
+        pair: the first stage of a boundary whose transform is "vae", or another `Pair`.
 
     Raises:
         SpectralError: a setting that cannot be, or a pair that is missing.
@@ -188,9 +204,9 @@ def build(config: BoundaryConfig, pair: nn.Module | None = None) -> Transform:
         return Downsample(config.factor, config.back)
     if config.transform == "blur":
         return Blur(config.kernel, config.width)
-    if not isinstance(pair, FirstStage):
+    if pair is None:
         raise SpectralError("A stage behind a vae needs its autoencoder; give the file that it is in.")
-    return Autoencode(pair)
+    return Autoencode(cast(Pair, pair))
 
 
 def check(config: BoundaryConfig) -> None:

@@ -143,10 +143,12 @@ def unet_rows(config: UNetConfig) -> Iterator[Row]:
     """The table of a U-Net that `unet.check` passed: UNet2DConditionModel's with cross-attention, else UNet2DModel's.
 
     Raises:
-        SpectralError: the U-Net is wavelet-gated, which no network of diffusers is.
+        SpectralError: the U-Net is wavelet-gated or has stages, which no network of diffusers is.
     """
     if config.resampler != "conv":
         raise SpectralError("diffusers has no wavelet-gated U-Net; keep this model as .safetensors.")
+    if config.stages is not None:
+        raise SpectralError("diffusers has no U-Net of stages; keep this model as .safetensors.")
     yield from _layers("", "", {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"})
     yield from _layers("", "", {"input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"})
     widths = [config.model_channels]

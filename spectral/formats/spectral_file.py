@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def read(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], optio
             f"{path.name} has format version {version}, newer than this reader's {FORMAT_VERSION}; "
             "update Spectral Diffusion."
         )
-    config = from_dict(ModelConfig, data, f"{path.name}: its description")
+    # The version is the file's alone: every model is written in the oldest one that can say what it is.
+    config = replace(from_dict(ModelConfig, data, f"{path.name}: its description"), version=FORMAT_VERSION)
     _refuse_contradiction(path.name, config, options)
     return Source(path, config, tensors, metadata)
 

@@ -160,8 +160,7 @@ def convolutions(network: nn.Module, latent_size: int) -> list[Convolution]:
 
     Of an LDM-type U-Net (input_blocks, middle_block, output_blocks: this project's, LDM's own, ComfyUI's) the grids
     follow from where its down- and up-samplings stand; it is not run. Of another network all are the latent's. A
-    down-sampling's convolution runs over the grid that it halves, an up-sampling's over the one that it arrives at, and
-    those that a smaller stage of f-DM enters and leaves by over that stage's.
+    down-sampling's convolution runs over the grid that it halves, an up-sampling's over the one that it arrives at.
 
     Args:
         latent_size: side of the latent in cells.
@@ -194,19 +193,15 @@ def _of_unet(network: nn.Module, grid: int) -> Iterator[Convolution]:
             after = (skips[-1] if skips else 2 * grid) if _changes(layer, "Upsample") else grid
             yield from _inside(names[id(layer)], layer, grid, after)
             grid = after
-    parts = {"input_blocks", "middle_block", "output_blocks", *_STAGED}
+    # Where stages enter and leave; an autoencoder between two of them is no part of the network.
+    sides = {entry.key: -(-grid // 2**entry.level) for entry in getattr(network, "entries", ())}
+    parts = {"input_blocks", "middle_block", "output_blocks", "stage_pairs"}
     for name, module in network.named_children():
-        if name not in parts:
+        if name in ("stage_inputs", "stage_outputs"):
+            for key, inner in module.named_children():
+                yield from _inside(f"{name}.{key}", inner, sides[key], sides[key])
+        elif name not in parts:
             yield from _inside(name, module, grid, grid)
-    for key, level in {entry.key: entry.level for entry in getattr(network, "entries", ())}.items():
-        side = -(-grid // 2**level)
-        for name in ("stage_inputs", "stage_outputs"):
-            if key in getattr(network, name):
-                yield from _inside(f"{name}.{key}", getattr(network, name)[key], side, side)
-
-
-#: Of a network of several stages (f-DM); the autoencoders between stages are networks of their own.
-_STAGED = ("stage_inputs", "stage_outputs", "stage_pairs")
 
 
 def _changes(layer: nn.Module, kind: str) -> bool:

@@ -57,7 +57,7 @@ def one_sentence(said: str) -> bool:
     return said.isprintable() and said.endswith(".") and len(said) < 700
 
 
-DENSITIES = [6, pytest.param(25, marks=pytest.mark.long)]
+DENSITIES = [3, pytest.param(25, marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("density", DENSITIES, ids=["some", "many"])
@@ -82,4 +82,4 @@ def test_broken_files(family: str, density: int, opens: Opener, tmp_path: Path, 
         f"slowest {slowest:.2f} s, memory {peak - sound['peak']:.0f} MiB above opening the sound one"
     )
     assert not failures, failures[:5]
-    assert count >= 300 and peak - sound["peak"] < MEMORY
+    assert count >= 50 * density and peak - sound["peak"] < MEMORY

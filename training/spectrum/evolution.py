@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from ...spectral.checkpoint import Checkpoint
 from ...spectral.errors import SpectralError
+from ...spectral.fdm import plan
 from ...spectral.spectrum import Evolution
 from .. import cli, sample
 from ..figures import check_figure_path
 from ..loop.config import check_seed
+from ..staging import process_of
 
 SHOWN = 8  # pictures in a figure
 
@@ -46,6 +48,9 @@ def record(
         raise SpectralError(f"{opened.file.path.name} has no first stage to decode with; give one to --first-stage.")
     check_seed(seed)
     times = opened.schedule.ddim_timesteps(steps).tolist()[::-1]
+    process = process_of(unet, opened.schedule)  # of stages, whose boundaries are among the steps
+    if process is not None:
+        times = [step.t for step in plan(process, [*times, 0])]
     parameter = next(stage.parameters())
 
     def decode(latents: Tensor) -> Tensor:
