@@ -7,6 +7,7 @@ from .compare import CompareSpectra, DFTDifferenceNode
 from .conditioning import ClassLabel, Unconditional
 from .evolution import SpectrumEvolution, SpectrumTrace
 from .examples import ExampleImages
+from .fdm_sampler import FDMSampler
 from .filters import FilterCorrelationNode
 from .gates import WaveletGate
 from .guidance import WaveletBands, WaveletGuidance
@@ -27,6 +28,7 @@ NODE_CLASS_MAPPINGS = {
     "SpectralDiffusionEmptyLatent": EmptyLatent,
     "SpectralDiffusionClassLabel": ClassLabel,
     "SpectralDiffusionUnconditional": Unconditional,
+    "SpectralDiffusionFDMSampler": FDMSampler,
     "SpectralDiffusionWaveletGate": WaveletGate,
     "SpectralDiffusionGateTrace": GateTrace,
     "SpectralDiffusionGateTracePlot": GateTracePlot,
@@ -51,6 +53,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionEmptyLatent": "Empty Latent (Spectral Diffusion)",
     "SpectralDiffusionClassLabel": "Class Label (Spectral Diffusion)",
     "SpectralDiffusionUnconditional": "Unconditional (Spectral Diffusion)",
+    "SpectralDiffusionFDMSampler": "f-DM Sampler",
     "SpectralDiffusionWaveletGate": "Wavelet Gate",
     "SpectralDiffusionGateTrace": "Gate Trace",
     "SpectralDiffusionGateTracePlot": "Gate Trace Plot",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..spectral import spectrum
 from ..spectral.errors import SpectralError
 from ..spectral.spectrum import Evolution, RadialSpectrum
-from . import during, measured, show
+from . import during, measured, show, staged
 from .charts import Axis, Chart, Map, View
 from .measured import CATEGORY, NYQUIST, WINDOW
 from .plot import Series
@@ -58,7 +58,7 @@ class SpectrumRecord:
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """Core's `sampler_post_cfg_function`: changes nothing. Of several predictions at one noise level the first."""
-        denoised: Tensor = args["denoised"]
+        denoised = staged.clean(args)
         run, sigma = self._runs.current(), float(args["sigma"].max())
         if run.failure is None and not (run.sigmas and math.isclose(run.sigmas[-1], sigma, rel_tol=1e-4)):
             try:
@@ -66,7 +66,7 @@ class SpectrumRecord:
                 run.sigmas.append(sigma)
             except SpectralError as error:  # the picture is worth more than its spectrum
                 run.failure = str(error)
-        return denoised
+        return args["denoised"]  # type: ignore[no-any-return]
 
     def runs(self, samplers: set[str]) -> list[_Run]:
         """Of each sampling by these nodes, as `Record.of`; those with steps.

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..spectral import bands
 from ..spectral.bands import MAX_LEVELS, BandWeights
 from ..spectral.errors import SpectralError
-from . import during
+from . import during, staged
 from .during import Range
 
 ORIENTATIONS = ("horizontal", "vertical", "diagonal")
@@ -171,11 +171,12 @@ class GuidanceChange:
         strength = self.when.strength(during.percent_of(args["model"].model_sampling, args["sigma"]))
         if not strength:
             return denoised
-        changed, kinds = denoised, _packed(args, denoised)
+        changed, kinds, halved = denoised, _packed(args, denoised), staged.octaves(args)
         if not self.guidance.neutral:
-            changed = changed + strength * self._change(denoised - _negative(args), self.guidance, kinds)
+            weights = _of_smaller(self.guidance, halved)
+            changed = changed + strength * self._change(denoised - _negative(args), weights, kinds)
         if not self.prediction.neutral:
-            changed = changed + strength * self._change(changed, self.prediction, kinds)
+            changed = changed + strength * self._change(changed, _of_smaller(self.prediction, halved), kinds)
         return _with_norm_of(denoised, changed) if self.preserve_norm else changed
 
     def _change(self, x: Tensor, weights: BandWeights, kinds: list[list[int]]) -> Tensor:
@@ -231,6 +232,15 @@ def _product(first: BandWeights | None, second: BandWeights | None, levels: int)
         tuple(a * b for a, b in zip(*pair, strict=True)) for pair in zip(one.levels, other.levels, strict=True)
     )
     return BandWeights(each[:levels], one.low * other.low)  # type: ignore[arg-type]
+
+
+def _of_smaller(weights: BandWeights, octaves: int) -> BandWeights:
+    """The weights of the bands that are left of a latent when it is halved so many times, as in a stage of f-DM.
+
+    Of such a model's prediction, x_t and δ_t = x^k − x_t, both are weighed alike, so that they still belong together.
+    """
+    left = weights.levels[octaves:]
+    return BandWeights(left or ((weights.low,) * 3,), weights.low)
 
 
 def _with_norm_of(plain: Tensor, changed: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 
 from ..spectral import checkpoint, conditioning
 from ..spectral.checkpoint import CheckpointFile
-from ..spectral.config import ModelConfig
+from ..spectral.config import BoundaryConfig, ModelConfig, UNetConfig
+from ..spectral.entries import entries
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import CONDITIONER, UNET, ReadOptions
 from ..spectral.wordpiece import VocabularyError
@@ -178,12 +179,37 @@ def _about_unet(file: CheckpointFile, config: ModelConfig) -> list[str]:
         f"predicts {predicts}",
         f"Conditioning: {_about_conditioning(config)}",
     ]
+    if unet.stages is not None:
+        lines += _about_stages(unet, schedule.steps)
     if file.averaged:
         lines.append("Weights: the averages (EMA) of the training; ema off gives those of its last step")
     if stage is not None:
         side = unet.image_size * stage.downscale
         lines.append(f"Image: {side}×{side} pixels")
     return lines
+
+
+def _about_stages(unet: UNetConfig, steps: int) -> list[str]:
+    """What an f-DM student does in which part of the schedule, from noise to picture, and what to sample it with."""
+    assert unet.stages is not None
+    places = [*(round(boundary.at * steps) for boundary in unet.stages.boundaries), steps]
+    said = ["as it is", *map(_about_transform, unet.stages.boundaries)]
+    sizes = [max(1, unet.image_size >> entry.level) for entry in entries(unet)]
+    starts = [0, *places]
+    lines = [
+        f"Stage {stage}, steps {places[stage] - 1} to {starts[stage]}: {side}×{side}, {said[stage]}"
+        for stage, side in reversed(list(enumerate(sizes)))
+    ]
+    return ["Works in stages: sample it with f-DM Sampler and SamplerCustom, not with KSampler", *lines]
+
+
+def _about_transform(boundary: BoundaryConfig) -> str:
+    """How a stage's signal is made of the one of the stage after it."""
+    if boundary.transform == "downsample":
+        return f"means of {boundary.factor}×{boundary.factor} cells"
+    if boundary.transform == "blur":
+        return f"blurred ({boundary.kernel}, {boundary.width:g} cells)"
+    return "coded by an autoencoder"
 
 
 def _about_conditioning(config: ModelConfig) -> str:

@@ -23,10 +23,11 @@ from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import ModelConfig, ScheduleConfig, UNetConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
+from ..spectral.fdm import Process
 from ..spectral.formats.source import UNET
 from ..spectral.presets import STABLE_SCALE
 from ..spectral.unet import UNet
-from . import control, inputs, patcher, saving
+from . import control, inputs, patcher, saving, staged
 from .control import Additions
 from .patches import Patches
 
@@ -98,7 +99,9 @@ class NativeUNet(UNet):
     ) -> Tensor:
         """As `forward`, which nodes such as EasyCache wrap in their own."""
         hooks = Patches(options, control, timesteps, x, self.config.model_channels, self.attn_precision)
-        return super().forward(x, timesteps, context if self.config.use_spatial_transformer else None, hooks=hooks)
+        context = context if self.config.use_spatial_transformer else None
+        place = options.get(staged.PLACE)
+        return super().forward(x, timesteps, context, hooks=hooks, stage=place.stage if place else 0)
 
 
 class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
@@ -160,6 +163,18 @@ class SpectralModel(comfy.model_base.BaseModel):  # type: ignore[misc]
         return saving.state_dict(self.spectral.config, weights, self.spectral.classes, clip, first_stage)
 
 
+class StagedModel(staged.StagedCalls, SpectralModel):
+    """A student that works in stages (f-DM), for the f-DM Sampler alone."""
+
+    def __init__(self, model_config: SpectralModelConfig, model_type: Any, device: Any = None) -> None:
+        super().__init__(model_config, model_type, device)
+        stages, pairs = model_config.spectral.stages, self.diffusion_model.stage_pairs
+        assert stages is not None
+        named = {int(index): pair for index, pair in pairs.items()}
+        self.process = Process(Schedule.from_config(model_config.schedule), stages, named)
+        staged.with_ratios(self.model_sampling, self.process.ratios)
+
+
 def is_stable_latent(config: ModelConfig) -> bool:
     """Whether the latents are those of Stable Diffusion, which previews and other nodes know already."""
     unet = config.unet
@@ -189,7 +204,8 @@ class SpectralModelConfig(comfy.supported_models_base.BASE):  # type: ignore[mis
 
     def get_model(self, state_dict: Any = None, prefix: str = "", device: Any = None) -> SpectralModel:
         types = comfy.model_base.ModelType
-        return SpectralModel(self, types.V_PREDICTION if self.predicts_velocity else types.EPS, device)
+        kind = SpectralModel if self.spectral.stages is None else StagedModel
+        return kind(self, types.V_PREDICTION if self.predicts_velocity else types.EPS, device)
 
 
 #: ᾱ of the last step where a schedule of zero terminal SNR needs a finite σ; ComfyUI's own number.
@@ -245,6 +261,8 @@ def build(file: CheckpointFile, companions: Companions, rgb: RgbFactors | None) 
     # Built without memory, then filled in place: opening takes the memory of the weights once.
     model = described.get_model(device="meta")
     checkpoint.fill(model.diffusion_model, weights, f"{file.path.name}: {UNET}", offload, dtype)
+    if described.spectral.stages is not None:
+        model.diffusion_model.stage_pairs.float()  # no layers of core's, which would cast what they are given
     for module in model.diffusion_model.modules():
         if isinstance(module, SelfAttention):
             module.third_axis = False  # core merges what has the shape of the parameter

@@ -20,6 +20,7 @@ from .levels import Levels, levels_of
 from .measured import CATEGORY, NYQUIST
 from .plot import Series
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
+from .staged import StagedCalls
 from .wiener import clean, scaled
 
 #: Probes that go through the model at a time; each is two latents.
@@ -151,9 +152,14 @@ def _latents(samples: dict[str, Tensor], models: list[Any]) -> Tensor:
     """Clean latents [N, C, h, w], in the VAE's scale.
 
     Raises:
-        SpectralError: they are none of images, all zero, or of other channels than a model's.
+        SpectralError: they are none of images, all zero, or of other channels than a model's, or that one has stages.
     """
     where = "samples of Denoiser Response"
+    if any(isinstance(one.model, StagedCalls) for one in models):
+        raise SpectralError(
+            "Denoiser Response probes models that see the whole latent at every noise level, and this student works "
+            "in stages, small pictures first; Spectrum Trace shows what its steps bring."
+        )
     if any(getattr(one.model.latent_format, "latent_dimensions", 2) != 2 for one in models):
         raise SpectralError("Denoiser Response probes models of images, and this MODEL makes videos or sound.")
     if samples["samples"].ndim != 4:

@@ -100,7 +100,7 @@ def sample(
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
         guidance, cond, uncond: classifier-free guidance, of both predictions (see `diffusion.guided`).
         callback: called after each step with (index, z, predicted x_0), both as latents of the full size.
-        generator: of the noise that η > 0 adds.
+        generator: of the noise that η > 0 adds; without one it comes of `noise`, every sample's own.
 
     Returns:
         x_0, [B, C, H, W].
@@ -150,6 +150,7 @@ def advance(
         fresh: the noise that a larger signal needs beside that of the smaller one.
         sizes: (H, W) of every stage.
         eta: σ̄ = eta · σ_s σ_{t|s} / σ_t.
+        generator: of the noise η; without one it is `fresh` too, every sample's own.
 
     Returns:
         z_s [B, C, H, W]; where the step crosses, that of the stage below.
@@ -161,9 +162,9 @@ def advance(
     kept = max(0.0, 1 - alpha_next - added**2) ** 0.5
     if not step.crosses:
         z = alpha_next**0.5 * x + kept * noise
-        return z + added * _normal(z, generator) if added > 0 else z
+        return z + added * _normal(z, fresh, generator) if added > 0 else z
     if added > 0:  # what is lifted is the noise of z_s, of variance 1
-        noise = (kept * noise + added * _normal(noise, generator)) / (1 - alpha_next) ** 0.5
+        noise = (kept * noise + added * _normal(noise, fresh, generator)) / (1 - alpha_next) ** 0.5
     below = step.stage - 1
     transform, size = process.transforms[below], sizes[below]
     coarse = transform.back(x, size)
@@ -180,7 +181,9 @@ def _towards(process: Process, step: Step, read: Read) -> Tensor:
     return read.x + read.delta * ((step.t - to) / (step.t - start))
 
 
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _normal(like: Tensor, fresh: Fresh, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return fresh(tuple(like.shape[1:]))
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

@@ -1,8 +1,7 @@
 """Prompts that cannot give an image, each wrong in another way, and what the server has to say about it.
 
-`HOMES` holds a prompt around every node of the pack; `on_every_input` is made of it and of what the server says about
-the nodes' inputs, so that a new node is attacked as soon as it has its line there. What is wrong inside of images,
-latents, conditioning, models and names has a function each.
+`on_every_input` is made of `homes.HOMES`, a prompt around every node of the pack, and of what the server says about the
+nodes' inputs. What is wrong inside of images, latents, conditioning, models and names has a function each.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import prompts
+from .homes import CLASS, HOMES, Home, changed, with_lora
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, Link, node
 from .server import Prompt
 
@@ -46,136 +46,7 @@ def is_sentence(message: str) -> bool:
     return bool(re.search(CORE, message)) or (message.endswith(".") and not BARE.search(message))
 
 
-def changed(prompt: Prompt, place: str, **inputs: Any) -> Prompt:
-    """The prompt with other inputs at one node."""
-    made = copy.deepcopy(prompt)
-    made[place]["inputs"] |= inputs
-    return made
-
-
 # --- every input of every node ---
-
-
-@dataclass(frozen=True)
-class Home:
-    """A prompt that gives an image (each another one), and the id in it of the node that is attacked.
-
-    Attributes:
-        optional: only a link to an optional input leads to the node.
-    """
-
-    prompt: Prompt
-    place: str
-    optional: bool = False
-
-
-def _with_lora(**inputs: Any) -> Prompt:
-    prompt = prompts.generate("text", steps=1)
-    strengths = {"lora_name": "tiny.safetensors", "strength_model": 0.7, "strength_clip": 0.7, **inputs}
-    prompt["lora"] = node("SpectralDiffusionLoadLora", model=[LOADER, 0], clip=[LOADER, 1], **strengths)
-    prompt["positive"]["inputs"]["clip"] = ["lora", 1]
-    prompt[SAMPLER]["inputs"]["model"] = ["lora", 0]
-    return prompt
-
-
-def _spectrum(kind: str, **inputs: Any) -> Prompt:
-    given = {"images": ["images", 0], "window": "hann", **inputs}
-    return {
-        "images": node("SpectralDiffusionExampleImages", images="emoji-64", count=4),
-        "spectrum": node(f"SpectralDiffusion{kind}", **given),
-    }
-
-
-def _patched(kind: str, **inputs: Any) -> Prompt:
-    """One step with a node that patches the MODEL."""
-    prompt = prompts.generate("text", steps=1)
-    prompt["patch"] = node(f"SpectralDiffusion{kind}", model=[LOADER, 0], **inputs)
-    prompt[SAMPLER]["inputs"]["model"] = ["patch", 0]
-    return prompt
-
-
-def _guided() -> Prompt:
-    """Guidance with bands of its own."""
-    factors = {"low": 1.0, **{f"level_{level}": 1.1 for level in range(1, 6)}}
-    prompt = _patched("WaveletGuidance", wavelet="haar", levels=3, preserve_norm=False, **factors, **_WHEN)
-    names = [f"{name}_{level}" for level in range(1, 6) for name in ("horizontal", "vertical", "diagonal")]
-    prompt["bands"] = node("SpectralDiffusionWaveletBands", low=1.0, **dict.fromkeys(names, 1.1))
-    prompt["patch"]["inputs"] |= {"guidance_bands": ["bands", 0], "prediction_bands": ["bands", 0]}
-    return prompt
-
-
-def _traced() -> Prompt:
-    prompt = _patched("GateTrace")
-    plot = node("SpectralDiffusionGateTracePlot", gates=["patch", 1], samples=[SAMPLER, 0], levels="average")
-    saved = node("SaveImage", images=["plot", 0], filename_prefix="test")
-    return {**{key: one for key, one in prompt.items() if key != DECODE}, "plot": plot, prompts.SAVE: saved}
-
-
-def _evolved() -> Prompt:
-    prompt = _patched("SpectrumTrace", window="hann")
-    plot = node("SpectralDiffusionSpectrumEvolution", evolution=["patch", 1], samples=[SAMPLER, 0], pictures=1)
-    saved = node("SaveImage", images=["plot", 0], filename_prefix="test")
-    return {**{key: one for key, one in prompt.items() if key != DECODE}, "plot": plot, prompts.SAVE: saved}
-
-
-def _probed_model(kind: str, **inputs: Any) -> Prompt:
-    loader = prompts.generate("class", steps=1)[LOADER]
-    return {LOADER: loader, "spectrum": node(f"SpectralDiffusion{kind}", model=[LOADER, 0], **inputs)}
-
-
-def _responding() -> Prompt:
-    counts = {"levels": 1, "frequencies": 2, "probes": 2, "probe_seed": 0}
-    return {
-        LOADER: prompts.generate("class", steps=1)[LOADER],
-        "condition": node("SpectralDiffusionUnconditional", model=[LOADER, 0]),
-        "images": node("SpectralDiffusionExampleImages", images="emoji-64", count=2),
-        "latents": node("VAEEncode", pixels=["images", 0], vae=[LOADER, 2]),
-        "spectrum": node(
-            "SpectralDiffusionDenoiserResponse",
-            model=[LOADER, 0],
-            positive=["condition", 0],
-            samples=["latents", 0],
-            model_2=[LOADER, 0],
-            names="one, other",
-            **counts,
-        ),
-    }
-
-
-def _saved_spectrum() -> Prompt:
-    saver = node("SpectralDiffusionSaveSpectrum", table=["table", 0], filename_prefix="attacked", format="csv")
-    return {"table": node("ProbeValue", value=json.dumps("frequency,power\n0.1,2\n")), "saver": saver}
-
-
-_WIENER = {"amplitude": 1.0, "alpha": 2.0, "levels": 3, "window": "hann"}
-_WHEN = {"start_percent": 0.0, "end_percent": 1.0, "curve": "constant"}
-_GATES = {f"{direction}_{band}": 1.1 for direction in ("down", "up") for band in ("LL", "LH", "HL", "HH")}
-_CLASS = prompts.generate("class", steps=1)
-HOMES = {
-    "SpectralDiffusionLoadCheckpoint": Home(prompts.generate("text", steps=1), LOADER),
-    "SpectralDiffusionLoadLora": Home(_with_lora(), "lora"),
-    "SpectralDiffusionEmptyLatent": Home(_CLASS, LATENT),
-    "SpectralDiffusionClassLabel": Home(changed(_CLASS, SAMPLER, seed=2), "positive"),
-    "SpectralDiffusionUnconditional": Home(changed(_CLASS, SAMPLER, seed=3), "negative"),
-    "SpectralDiffusionWaveletGate": Home(_patched("WaveletGate", **_GATES, **_WHEN), "patch"),
-    "SpectralDiffusionGateTrace": Home(changed(_traced(), SAMPLER, seed=4), "patch"),
-    "SpectralDiffusionGateTracePlot": Home(changed(_traced(), SAMPLER, seed=5), "plot"),
-    "SpectralDiffusionWaveletGuidance": Home(changed(_guided(), SAMPLER, seed=6), "patch"),
-    "SpectralDiffusionWaveletBands": Home(changed(_guided(), SAMPLER, seed=7), "bands", optional=True),
-    "SpectralDiffusionExampleImages": Home(_spectrum("PowerSpectrum", above=0.2), "images"),
-    "SpectralDiffusionPowerSpectrum": Home(_spectrum("PowerSpectrum", above=0.25), "spectrum"),
-    "SpectralDiffusionRadialSpectrum": Home(_spectrum("RadialSpectrum", fit_low=0.0, fit_high=0.375), "spectrum"),
-    "SpectralDiffusionCompareSpectra": Home(
-        _spectrum("CompareSpectra", reference=["images", 0], cutoff=28.0), "spectrum"
-    ),
-    "SpectralDiffusionDFTDifference": Home(_spectrum("DFTDifference", reference=["images", 0], above=0.25), "spectrum"),
-    "SpectralDiffusionSpectrumTrace": Home(changed(_evolved(), SAMPLER, seed=8), "patch"),
-    "SpectralDiffusionSpectrumEvolution": Home(changed(_evolved(), SAMPLER, seed=9), "plot"),
-    "SpectralDiffusionWienerFilter": Home(_probed_model("WienerFilter", **_WIENER), "spectrum"),
-    "SpectralDiffusionFilterCorrelation": Home(_probed_model("FilterCorrelation", latent_size=16), "spectrum"),
-    "SpectralDiffusionDenoiserResponse": Home(_responding(), "spectrum"),
-    "SpectralDiffusionSaveSpectrum": Home(_saved_spectrum(), "saver"),
-}
 
 _NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e300, "abc", None, {}, [])
 _NAMES = ("../../../../../etc/passwd", "/etc/passwd", "", "nul\0", "x" * 5000, "x/" * 3000, "\ud800", 5, None, {}, [])
@@ -368,16 +239,16 @@ def _models() -> Iterator[Attack]:
         prompt = {**changed(home.prompt, home.place, **core), "core": node("ProbeCoreModel")}
         yield Attack(f"{kind}: a MODEL of core", prompt, "needs a MODEL from Load Checkpoint")
     prompt = {
-        **changed(_with_lora(), "lora", clip=["other", 1]),
+        **changed(with_lora(), "lora", clip=["other", 1]),
         "other": prompts.node("SpectralDiffusionLoadCheckpoint", checkpoint="class.safetensors"),
     }
     yield Attack("Load LoRA: the CLIP of a class model", prompt, "use Class Label")
-    prompt = changed(_with_lora(), "lora", clip=[LOADER, 2])
+    prompt = changed(with_lora(), "lora", clip=[LOADER, 2])
     yield Attack("Load LoRA: a VAE as CLIP", prompt, "clip")
     sizes = {"width": 8192, "height": 8192, "batch_size": 4096}
-    yield Attack("Empty Latent: 4096 of 8192 x 8192", changed(_CLASS, LATENT, **sizes), "memory")
-    yield Attack("Load LoRA: a file with NaN", _with_lora(lora_name="nan.safetensors"), "not finite")
-    yield Attack("Load LoRA: text", _with_lora(lora_name="text.safetensors"), "text.safetensors")
+    yield Attack("Empty Latent: 4096 of 8192 x 8192", changed(CLASS, LATENT, **sizes), "memory")
+    yield Attack("Load LoRA: a file with NaN", with_lora(lora_name="nan.safetensors"), "not finite")
+    yield Attack("Load LoRA: text", with_lora(lora_name="text.safetensors"), "text.safetensors")
 
 
 def _names() -> Iterator[Attack]:
@@ -413,15 +284,15 @@ def odd() -> Iterator[tuple[str, Prompt]]:
         yield f"a text of {key}", prompts.generate("text", steps=1, text=text)
     yield "a model in a linked folder", _of_model("linked/inside.safetensors")
     yield "a name with a detour", _of_model("linked/../none.safetensors")
-    yield "a label as a text", changed(_CLASS, "positive", label="3")
-    yield "a label as true", changed(_CLASS, "positive", label=True)
+    yield "a label as a text", changed(CLASS, "positive", label="3")
+    yield "a label as true", changed(CLASS, "positive", label=True)
     for home in (_POWER, _RADIAL):
         yield "an alpha channel", _plotted(home, "2,64,64,4", "noise")
         yield "one channel", _plotted(home, "2,64,64,1", "noise")
     yield "too small for a slope", _plotted(_RADIAL, "1,2,2,3", "noise")
     yield "one row of pixels", _plotted(_POWER, "1,1,64,3", "noise")
     yield "pixels beyond 1", _plotted(_POWER, "1,64,64,3", "300")
-    yield "no conditioning", _probed(Home(_CLASS, SAMPLER), "negative", "ProbeContext", shape="", fill="noise")
+    yield "no conditioning", _probed(Home(CLASS, SAMPLER), "negative", "ProbeContext", shape="", fill="noise")
     yield "the smallest picture", _of_model("emoji64-student.safetensors", "text", width=4, height=4)
     yield "a strip", prompts.generate("none", steps=1, width=512, height=4)
     yield (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from . import distribution, hostile_files, models, stable
+from . import distribution, hostile_files, models, stable, staged_models
 from .server import ComfyServer
 
 
@@ -36,6 +36,16 @@ def stable_one(comfy: ComfyServer) -> Iterator[str]:
     path = stable.write_one(comfy.distribution.base / "models" / "checkpoints" / "stable-one.safetensors")
     yield path.name
     path.unlink()
+
+
+@pytest.fixture(scope="session")
+def staged(comfy: ComfyServer) -> Iterator[Path]:
+    """models/spectral_diffusion of the server, with the students that `staged_models.write_all` writes."""
+    folder = comfy.distribution.base / "models" / "spectral_diffusion"
+    written = staged_models.write_all(folder)
+    yield folder
+    for path in written:
+        path.unlink()
 
 
 @pytest.fixture(scope="session")

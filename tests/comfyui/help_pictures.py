@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +19,8 @@ from spectral_diffusion.spectral import bands as library
 from spectral_diffusion.spectral import checkpoint, conditioning
 from spectral_diffusion.spectral.bands import BandWeights
 from spectral_diffusion.spectral.checkpoint import Checkpoint
-from spectral_diffusion.spectral.config import ConditioningConfig
+from spectral_diffusion.spectral.config import BoundaryConfig, ConditioningConfig, StagesConfig
+from spectral_diffusion.spectral.fdm import Process
 from spectral_diffusion.training.tokens import tokenize
 
 from .distribution import REPOSITORY
@@ -151,6 +153,37 @@ def unconditional(comfy: ComfyServer) -> Image.Image:
     )
 
 
+def fdm_sampler(comfy: ComfyServer) -> Image.Image:
+    """What there is to see of a picture at some steps of the way, were there no noise, in two and in three stages."""
+    image = np.array(shown(comfy, {"images": example(64)}, ["images", 0])[EXAMPLE])
+    stages = {
+        "Two stages, the first of half the size": (0.5,),
+        "Three stages, from a quarter of the size on": (0.33, 0.66),
+    }
+    return sheet(*(Row(on_the_way(image, places), heading) for heading, places in stages.items()))
+
+
+def on_the_way(image: NDArray[np.uint8], places: tuple[float, ...]) -> list[tuple[Image.Image, str]]:
+    """A picture [H, W, 3] at five steps of f-DM with boundaries at these parts of the schedule, decoded."""
+    model = student()
+    first_stage, scale = model.first_stage, model.config.scale_factor
+    assert first_stage is not None
+    process = Process(model.schedule, StagesConfig(tuple(BoundaryConfig(place) for place in places)))
+    made = []
+    with torch.no_grad():
+        x = torch.from_numpy(image).permute(2, 0, 1)[None, :3] / 127.5 - 1
+        latent = scale * first_stage.encode(x)
+        sizes = [shape[1:] for shape in process.shapes(latent.shape[1], (latent.shape[2], latent.shape[3]))]
+        for step in (999, 750, 500, 250, 0):
+            stage = int(process.stage_of(torch.tensor(step)))
+            signal = process.point(latent, torch.tensor([step]), stage).x
+            decoded = first_stage.decode(process.upwards(signal, stage, sizes) / scale)[0]
+            pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+            side = sizes[stage][0]
+            made.append((Image.fromarray(pixels), f"{step}: {side} x {side}"))
+    return made
+
+
 def wavelet_gate(comfy: ComfyServer) -> Image.Image:
     """The three detail bands on the way up, from shut to twice as open; and on the way down."""
     factors = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -256,6 +289,7 @@ PICTURES: dict[str, Recipe] = {
     "empty-latent": empty_latent,
     "class-label": class_label,
     "unconditional": unconditional,
+    "fdm-sampler": fdm_sampler,
     "wavelet-gate": wavelet_gate,
     "gate-trace": gate_trace,
     "gate-trace-plot": gate_trace_plot,

@@ -13,7 +13,7 @@ from . import attacks, many
 from .attacks import Attack
 from .server import ComfyServer
 
-pytestmark = pytest.mark.usefixtures("hostile")
+pytestmark = pytest.mark.usefixtures("hostile", "staged")
 
 
 def wrong_answers(comfy: ComfyServer, made: Iterable[Attack]) -> dict[str, str]:

@@ -87,16 +87,16 @@ def path_of(name: str) -> Path:
     return REPOSITORY / "workflows" / f"{name}.json"
 
 
-def samplers(prompt: Prompt) -> list[str]:
-    return [key for key, node in prompt.items() if node["class_type"] == "KSampler"]
-
-
 def few_steps(prompt: Prompt, further: int = 0) -> Prompt:
     """The same with four steps and a later seed."""
     made = copy.deepcopy(prompt)
-    for key in samplers(made):
-        made[key]["inputs"]["steps"] = 4
-        made[key]["inputs"]["seed"] += further
+    for one in made.values():
+        inputs = one["inputs"]
+        if one["class_type"] in ("KSampler", "BasicScheduler"):
+            inputs["steps"] = 4
+        for seed in ("seed", "noise_seed"):
+            if seed in inputs:
+                inputs[seed] += further
     return made
 
 

@@ -213,14 +213,16 @@ def test_a_run_can_end_clean() -> None:
         )
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 @every_stages
-def test_a_sample_is_the_same_in_whatever_batch(name: str) -> None:
+def test_a_sample_is_the_same_in_whatever_batch(name: str, eta: float) -> None:
+    """Also where noise is added, as long as no generator is given for it."""
     process, noise = process_of(name), normal(4, *SHAPE)
-    together = fdm.sample(staged, noise, process, 12)
+    together = fdm.sample(staged, noise, process, 12, eta=eta)
     for index in range(4):
-        alone = fdm.sample(staged, noise[index : index + 1], process, 12)
+        alone = fdm.sample(staged, noise[index : index + 1], process, 12, eta=eta)
         torch.testing.assert_close(alone[0], together[index], atol=1e-12, rtol=0)
-    assert torch.equal(fdm.sample(staged, noise, process, 12), together)
+    assert torch.equal(fdm.sample(staged, noise, process, 12, eta=eta), together)
 
 
 @every_stages

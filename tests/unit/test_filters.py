@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectral_diffusion.spectral import presets
+from spectral_diffusion.spectral.config import BoundaryConfig, FirstStageConfig, StagesConfig
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.spectrum import (
     convolutions,
@@ -21,6 +22,8 @@ from spectral_diffusion.spectral.spectrum import (
 )
 from spectral_diffusion.spectral.spectrum import filters as module
 from spectral_diffusion.spectral.unet import UNet
+
+from .tiny import UNCONDITIONAL
 
 
 def weight(*shape: int, seed: int = 0) -> Tensor:
@@ -100,7 +103,7 @@ def test_what_is_no_filter_is_refused(shape: tuple[int, ...], grid: int) -> None
         spectral_correlation(torch.ones(shape), grid)
 
 
-def grids_by_hooks(network: nn.Module, size: int, *arguments: Tensor) -> dict[str, int]:
+def grids_by_hooks(network: nn.Module, size: int, *arguments: Tensor, **named: int) -> dict[str, int]:
     """Name and real grid of every convolution above 1×1, in the order in which they run."""
     found: dict[str, int] = {}
     for name, layer in network.named_modules():
@@ -112,7 +115,7 @@ def grids_by_hooks(network: nn.Module, size: int, *arguments: Tensor) -> dict[st
             layer.register_forward_pre_hook(note)
     channels = next(layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
     with torch.no_grad():
-        network(torch.zeros(1, channels, size, size), torch.zeros(1), *arguments)
+        network(torch.zeros(1, channels, size, size), torch.zeros(1), *arguments, **named)
     return found
 
 
@@ -201,3 +204,19 @@ def test_another_network_works_at_the_latents_size() -> None:
     assert only.measured == pytest.approx(by_transforms(network[0].weight.detach(), 20), abs=1e-9)
     with pytest.raises(SpectralError, match="at least 1"):
         convolutions(network, 0)
+
+
+@pytest.mark.parametrize("size", [16, 13])
+def test_the_ends_of_smaller_stages_run_at_the_stages_sizes(size: int) -> None:
+    """In a network that begins at a quarter; the autoencoders between stages are left out."""
+    boundaries = (BoundaryConfig(0.3), BoundaryConfig(0.6))
+    network = UNet(replace(UNCONDITIONAL, channel_mult=(1, 1, 2), stages=StagesConfig(boundaries)))
+    found = {one.name: one.grid for one in module.convolutions(network, size)}
+    for stage in range(3):
+        side = -(-size // 2**stage)
+        expected = grids_by_hooks(network, side, stage=stage)
+        assert {name: found[name] for name in expected} == expected
+    pair = FirstStageConfig("kl", embed_dim=4, z_channels=4, ch=32, ch_mult=(1, 1), in_channels=4, out_ch=4)
+    network = UNet(replace(UNCONDITIONAL, stages=StagesConfig((BoundaryConfig(0.5, "vae", autoencoder=pair),))))
+    assert {one.name.split(".")[0] for one in module.convolutions(network, size)} >= {"stage_inputs", "input_blocks"}
+    assert not [one.name for one in module.convolutions(network, size) if one.name.startswith("stage_pairs")]
