@@ -252,7 +252,6 @@ def _sample(
 ) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "FreshNoise", lambda noise: drawn)
-        patch.setattr(sampling, "_normal", lambda like, generator: drawn(like.shape[1:]))
         return fdm.sample(denoise, noise, process, steps, eta=eta)
 
 
