@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,9 +162,10 @@ class StagedErrors:
         Args:
             weights: of every sample's error of the noise, [B].
         """
-        noise, delta = self.each()
+        noise, delta = self.each
         return ((noise if weights is None else weights * noise) + delta).mean() + self._rest
 
+    @cached_property
     def each(self) -> tuple[Tensor, Tensor]:
         """‖ε_θ − ε‖² and ‖δ_θ − δ‖² of every sample, [B] each, in the batch's order."""
         noise, delta = ([pair[index].square().mean((1, 2, 3)) for pair in self.errors] for index in (0, 1))

@@ -55,7 +55,7 @@ class StagedDistillTask(DistillTask):
         known = self.known(noised) if self.distils else None
         errors = StagedErrors(self.process, self.student, noised, features=known is not None)
         ddpm = errors.loss(self._sample_weights(noised))
-        losses = {"loss": ddpm, "ddpm": ddpm, "delta": errors.each()[1].mean().detach()}
+        losses = {"loss": ddpm, "ddpm": ddpm, "delta": errors.each[1].mean().detach()}
         apart = None
         if known is not None:
             apart = self.apart(errors, noised, known)
