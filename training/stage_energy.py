@@ -13,7 +13,9 @@ import yaml
 from torch import Tensor
 
 from ..spectral.autoencoder import FirstStage
-from ..spectral.config import StagesConfig
+from ..spectral.checkpoint import Checkpoint
+from ..spectral.config import ScheduleConfig, UNetConfig
+from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
 from ..spectral.fdm import Energy, Process, measure
 from ..spectral.unet import UNet
@@ -52,21 +54,12 @@ def measured(config: DistillConfig | TeacherConfig, count: int) -> tuple[Process
     """
     if not config.stages.boundaries:
         raise SpectralError("The run has no stages; give it stages.boundaries.")
-    if isinstance(config, DistillConfig):
-        teacher = open_teacher(config.teacher, config.read, config.first_stage, config.text_encoder)
-        about = student_of(config, teacher)
-        first_stage, schedule, scale = teacher.first_stage, teacher.schedule, about.scale_factor
-        assert about.unet is not None
-        unet = UNet(about.unet)
-    else:
-        base = open_first_stage(config.autoencoder)
-        first_stage, scale = base.first_stage, base.config.scale_factor
-        stages: StagesConfig | None = with_autoencoders(config.stages, config.stage_autoencoders)
-        unet = UNet(replace(config.unet, stages=stages))
-        schedule = base.schedule.from_config(config.schedule)
-    fill_pairs(unet, config.stage_autoencoders)
+    opened, unet, schedule = _opened(config)
+    first_stage, scale = opened.first_stage, opened.config.scale_factor
     assert first_stage is not None
-    process = process_of(unet.to(next(first_stage.parameters()).device), schedule)
+    network = UNet(unet)
+    fill_pairs(network, config.stage_autoencoders)
+    process = process_of(network.to(next(first_stage.parameters()).device), Schedule.from_config(schedule))
     assert process is not None
     data = open_reference(config.data, config.data.size)
     places = torch.linspace(0, len(data) - 1, min(count, len(data))).long().tolist()
@@ -77,6 +70,17 @@ def measured(config: DistillConfig | TeacherConfig, count: int) -> tuple[Process
             yield _encoded(first_stage, images) * scale
 
     return process, measure(process, latents()), len(places)
+
+
+def _opened(config: DistillConfig | TeacherConfig) -> tuple[Checkpoint, UNetConfig, ScheduleConfig]:
+    """What makes the latents of a run, and the network and the schedule that it trains."""
+    if isinstance(config, DistillConfig):
+        teacher = open_teacher(config.teacher, config.read, config.first_stage, config.text_encoder)
+        about = student_of(config, teacher)
+        assert about.unet is not None
+        return teacher, about.unet, about.schedule
+    stages = with_autoencoders(config.stages, config.stage_autoencoders)
+    return open_first_stage(config.autoencoder), replace(config.unet, stages=stages), config.schedule
 
 
 @torch.no_grad()
