@@ -172,7 +172,7 @@ class StagedModel(staged.StagedCalls, SpectralModel):
         assert stages is not None
         named = {int(index): pair for index, pair in pairs.items()}
         self.process = Process(Schedule.from_config(model_config.schedule), stages, named)
-        staged.with_ratios(self.model_sampling, self.process.ratios)
+        staged.with_stages(self.model_sampling, self.process)
 
 
 def is_stable_latent(config: ModelConfig) -> bool:

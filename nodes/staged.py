@@ -50,12 +50,12 @@ class Place:
 class StagedSampling:
     """Mixed into a model's ModelSampling: during a call within a stage, noise levels are the stage's."""
 
-    ratios: tuple[float, ...]
+    process: Process
     stage: int | None = None
 
     def level(self, step: int, stage: int) -> float:
         """σ/α of a stage at a step of the schedule."""
-        return float(self.sigmas[step]) * self.ratios[stage] ** -0.5  # type: ignore[attr-defined]
+        return float(self.sigmas[step]) * self.process.ratios[stage] ** -0.5  # type: ignore[attr-defined]
 
     def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
         """[z / α | 0] [B, 2C, h, w] as z [B, C, h, w]."""
@@ -64,10 +64,11 @@ class StagedSampling:
         return super().calculate_input(self._own(sigma), noise.chunk(2, dim=1)[0])  # type: ignore[misc, no-any-return]
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
-        """The network's answer, noise or velocity and δ_θ, as [x_θ | δ_θ]."""
+        """The network's answer, noise or velocity and δ_θ or the detail, as [x_θ | δ_θ]."""
         if self.stage is None:
             return super().calculate_denoised(sigma, model_output, model_input)  # type: ignore[misc, no-any-return]
-        prediction, delta = model_output.chunk(2, dim=1)
+        prediction, second = model_output.chunk(2, dim=1)
+        delta = self.process.delta(second, self.timestep(sigma), self.stage)  # type: ignore[attr-defined]
         x = super().calculate_denoised(  # type: ignore[misc]
             self._own(sigma), prediction, model_input.chunk(2, dim=1)[0]
         )
@@ -75,13 +76,13 @@ class StagedSampling:
 
     def _own(self, sigma: Tensor) -> Tensor:
         assert self.stage is not None
-        return sigma * self.ratios[self.stage] ** -0.5
+        return sigma * self.process.ratios[self.stage] ** -0.5
 
 
-def with_ratios(sampling: Any, ratios: tuple[float, ...]) -> None:
+def with_stages(sampling: Any, process: Process) -> None:
     """Make a ModelSampling, of whatever class this version of core made, one of stages."""
     sampling.__class__ = type(f"Staged{type(sampling).__name__}", (StagedSampling, type(sampling)), {})
-    sampling.ratios = ratios
+    sampling.process = process
 
 
 class StagedCalls:

@@ -54,12 +54,16 @@ class StagesConfig:
         dimension_power: p: at a boundary α²/σ² grows by d^p γ, d being how many times fewer numbers the signal has.
         interpolate: inside a stage the signal goes from x to g(f(x)); without it jumps at the boundary (an ablation).
         shift: that growth of α²/σ²; without it every stage has the schedule as it is (an ablation).
+        predicts: what the network says beside the noise: "delta" is f-DM's δ_t; "detail" (ours) is x − g(f(x)), of
+            which δ_t is the share of the stage that has passed. The errors of δ_t are then as small as δ_t itself near
+            the stage's first step, where sampling divides by that share.
     """
 
     boundaries: tuple[BoundaryConfig, ...] = ()
     dimension_power: float = 1.0
     interpolate: bool = True
     shift: bool = True
+    predicts: Literal["delta", "detail"] = "detail"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from .teachers import open_teacher
 
 PAIRS, QUICK_PAIRS, WARM = 40, 5, 3
 #: Stages of the default f-DM student (configs/emoji64-fdm.yaml), and the steps that both take.
-FDM = StagesConfig((BoundaryConfig(0.25),))
+FDM = StagesConfig((BoundaryConfig(0.35, factor=4),))
 FDM_STEPS = 20
 
 

@@ -6,8 +6,9 @@ x^{k+1} = f_{k+1}(x^k). Inside of stage k the signal goes in a line from x^k to 
 
     x_t = [(t − τ_k) x̂^k + (τ_{k+1} − t) x^k] / (τ_{k+1} − τ_k),    z_t = α_t x_t + σ_t ε,
 
-and in the last stage it stays x^K. The network predicts ε (or the velocity) and δ_t = x^k − x_t. With every boundary
-α²/σ² grows by d^p γ, so that a stage's schedule is the base schedule with its log-SNR shifted.
+and in the last stage it stays x^K. The network predicts ε (or the velocity) and δ_t = x^k − x_t, either as it is or as
+the detail x^k − x̂^k, of which it is the share (t − τ_k)/(τ_{k+1} − τ_k). With every boundary α²/σ² grows by d^p γ, so
+that a stage's schedule is the base schedule with its log-SNR shifted.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class Point(NamedTuple):
     Args:
         x: x_t.
         delta: δ_t = x^k − x_t.
+        detail: x^k − x̂^k, all that the stage has and the next one lacks; 0 where the signal does not move.
     """
 
     x: Tensor
     delta: Tensor
+    detail: Tensor
 
 
 class Read(NamedTuple):
@@ -128,13 +131,22 @@ class Process:
         """x_t and δ_t of latents x_0 [B, C, H, W] at steps t [B] within one stage, its end included."""
         x_k = self.signal(x_0, stage)
         if not self.moves(stage):
-            return Point(x_k, torch.zeros_like(x_k))
+            return Point(x_k, torch.zeros_like(x_k), torch.zeros_like(x_k))
         transform = self.transforms[stage]
-        coarse = transform.back(transform.forth(x_k), _size(x_k))
+        detail = x_k - transform.back(transform.forth(x_k), _size(x_k))
+        delta = self.share(stage, t, x_k) * detail
+        return Point(x_k - delta, delta, detail)
+
+    def share(self, stage: int, t: Tensor, like: Tensor) -> Tensor:
+        """(t − τ_k)/(τ_{k+1} − τ_k) for steps t [B] of a stage, ready to multiply with `like` [B, …]."""
         start, end = self.boundaries[stage : stage + 2]
-        part = ((t - start).to(x_k) / (end - start)).view(-1, *[1] * (x_k.dim() - 1))
-        delta = part * (x_k - coarse)
-        return Point(x_k - delta, delta)
+        return ((t - start).to(like) / (end - start)).view(-1, *[1] * (like.dim() - 1))
+
+    def delta(self, second: Tensor, t: Tensor, stage: int) -> Tensor:
+        """δ_θ of a network's second output [B, C, H, W] at steps t [B]."""
+        if self.config.predicts == "delta" or not self.moves(stage):
+            return second
+        return self.share(stage, t, second) * second
 
     def noised(self, x_t: Tensor, t: Tensor, stage: int, noise: Tensor) -> Tensor:
         """z_t = α_t x_t + σ_t ε for x_t and noise [B, C, H, W] of a stage and steps t [B] within it."""
@@ -148,16 +160,21 @@ class Process:
         return noise
 
     def target(self, point: Point, t: Tensor, stage: int, noise: Tensor) -> Tensor:
-        """What the network should say at z_t, [B, 2C, H, W]: the noise or velocity, and δ_t."""
+        """What the network should say at z_t, [B, 2C, H, W]: the noise or velocity, and δ_t or the detail."""
         first = noise
         if self.schedule.prediction == "v":
             signal, sigma = self.coefficients(stage, t, noise)
             first = signal * noise - sigma * point.x
-        return torch.cat([first, point.delta], dim=1)
+        return torch.cat([first, self.second(point)], dim=1)
+
+    def second(self, point: Point) -> Tensor:
+        """What the network's second output should be, [B, C, H, W]."""
+        return point.detail if self.config.predicts == "detail" else point.delta
 
     def read(self, z: Tensor, t: Tensor, stage: int, output: Tensor) -> Read:
         """What the outputs [B, 2C, H, W] of a network at z [B, C, H, W] stand for."""
-        prediction, delta = output.chunk(2, dim=1)
+        prediction, second = output.chunk(2, dim=1)
+        delta = self.delta(second, t, stage)
         signal, sigma = self.coefficients(stage, t, z)
         if self.schedule.prediction == "eps":
             return Read((z - sigma * prediction) / signal, prediction, delta)

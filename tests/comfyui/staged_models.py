@@ -31,11 +31,11 @@ PAIR = FirstStageConfig(
     "kl", embed_dim=6, z_channels=6, ch=32, ch_mult=(1, 1), num_res_blocks=1, resolution=16, in_channels=4, out_ch=4
 )
 STAGES = {
-    "half": (BoundaryConfig(0.5),),
-    "quarter": (BoundaryConfig(0.35), BoundaryConfig(0.7, back="bilinear")),
-    "blur": (BoundaryConfig(0.5, "blur", width=1.5),),
-    "vae": (BoundaryConfig(0.5, "vae", gamma=0.7, autoencoder=PAIR),),
-    "all": (BoundaryConfig(0.3, "blur", kernel="uniform", width=3), BoundaryConfig(0.6)),
+    "half": StagesConfig((BoundaryConfig(0.5),)),
+    "quarter": StagesConfig((BoundaryConfig(0.35), BoundaryConfig(0.7, back="bilinear")), predicts="delta"),
+    "blur": StagesConfig((BoundaryConfig(0.5, "blur", width=1.5),)),
+    "vae": StagesConfig((BoundaryConfig(0.5, "vae", gamma=0.7, autoencoder=PAIR),)),
+    "all": StagesConfig((BoundaryConfig(0.3, "blur", kernel="uniform", width=3), BoundaryConfig(0.6))),
 }
 
 
@@ -44,7 +44,7 @@ def write(
 ) -> Path:
     """As `models.write`, in the stages of this name."""
     condition = models.CONDITIONINGS[kind]
-    unet = replace(models.unet_config(4, condition), stages=StagesConfig(STAGES[stages]))
+    unet = replace(models.unet_config(4, condition), stages=STAGES[stages])
     schedule = ScheduleConfig(0.0015, 0.0195, prediction=prediction)  # type: ignore[arg-type]
     config = ModelConfig("student", unet, models.KL_F4, condition, schedule, scale_factor=0.5)
     conditioner = conditioning.build(condition)

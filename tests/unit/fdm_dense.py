@@ -187,6 +187,14 @@ class Dense:
         x_t = ((t - start) * back @ down @ x_k + (end - t) * x_k) / (end - start)
         return x_t, x_k - x_t
 
+    def second(self, stage: int, t: int) -> Array:
+        """The matrix that makes of x_0 what a network says beside the noise: δ_t, or x^k − x̂^k."""
+        x_k = self.to_stage[stage]
+        if self.config.predicts == "delta" or stage == len(self.ways) or not self.config.interpolate:
+            return self.point(stage, t)[1]
+        down, back = self.ways[stage]
+        return x_k - back @ down @ x_k
+
     def marginal(self, data: Gaussian, stage: int, t: int) -> tuple[Array, Array]:
         """Mean and covariance of z_t."""
         (alpha, sigma), x_t = self.levels(stage, t), self.point(stage, t)[0]
@@ -198,21 +206,21 @@ def perfect(dense: Dense, data: Gaussian) -> sampling.StagedDenoise:
 
     @cache
     def gains(stage: int, t: int) -> list[Tensor]:
-        alpha, (x_t, delta) = dense.levels(stage, t)[0], dense.point(stage, t)
+        alpha, x_t, second = dense.levels(stage, t)[0], dense.point(stage, t)[0], dense.second(stage, t)
         mean, covariance = dense.marginal(data, stage, t)
         gain = alpha * np.linalg.solve(covariance, x_t @ data.covariance)  # of x_0 from z, transposed
-        found = (mean, gain @ x_t.T, x_t @ data.mean, gain @ delta.T, delta @ data.mean)
+        found = (mean, gain @ x_t.T, x_t @ data.mean, gain @ second.T, second @ data.mean)
         return [torch.from_numpy(np.ascontiguousarray(one)) for one in found]
 
     def denoise(x: Tensor, t: Tensor, context: Tensor | None = None, *, stage: int = 0) -> Tensor:
         assert (t == t[0]).all()
         alpha, sigma = dense.levels(stage, int(t[0]))
-        mean, to_x, at_x, to_delta, at_delta = gains(stage, int(t[0]))
+        mean, to_x, at_x, to_second, at_second = gains(stage, int(t[0]))
         z = x.flatten(1).double()
-        signal, delta = at_x + (z - mean) @ to_x, at_delta + (z - mean) @ to_delta
+        signal, second = at_x + (z - mean) @ to_x, at_second + (z - mean) @ to_second
         noise = (z - alpha * signal) / sigma
         first = noise if dense.schedule.prediction == "eps" else alpha * noise - sigma * signal
-        return torch.cat([first.view(x.shape), delta.view(x.shape)], dim=1).to(x)
+        return torch.cat([first.view(x.shape), second.view(x.shape)], dim=1).to(x)
 
     return denoise
 

@@ -35,7 +35,7 @@ CODED = StagesConfig((B(0.3, "vae", autoencoder=PAIR, gamma=0.3),))
 
 
 @pytest.mark.parametrize(
-    "stages", [KEPT, CODED, replace(KEPT, interpolate=False, shift=False)], ids=["", "vae", "ablated"]
+    "stages", [KEPT, CODED, replace(KEPT, interpolate=False, shift=False, predicts="delta")], ids=["", "vae", "all"]
 )
 def test_a_model_of_stages_comes_back_from_its_file(stages: StagesConfig, tmp_path: Path) -> None:
     config = ModelConfig("student", replace(SMALL, stages=stages), schedule=ScheduleConfig(prediction="v"))
@@ -110,6 +110,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "kernel": (lambda s: s["boundaries"][0].update(kernel="uniform", width=2), "side of a uniform blur is 2"),
     "power": (lambda s: s.update(dimension_power=9), "dimension_power is 9.0"),
     "switch": (lambda s: s.update(shift="no"), "shift should be bool"),
+    "other-output": (lambda s: s.update(predicts="epsilon"), "expected one of 'delta', 'detail'"),
     "many": (
         lambda s: s.update(boundaries=[{"at": i / 20, "transform": "blur"} for i in range(1, 11)]),
         "There are 10",

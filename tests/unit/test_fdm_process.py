@@ -29,6 +29,7 @@ CONFIGS = {
     "vae": StagesConfig((B(0.3, "vae", autoencoder=HALVING, gamma=0.3), B(0.6))),
     "no-interpolation": StagesConfig((B(0.5),), interpolate=False),
     "no-shift": StagesConfig((B(0.3), B(0.7)), shift=False),
+    "delta": StagesConfig((B(0.3), B(0.7, back="bilinear")), predicts="delta"),
 }
 SHAPE = (1, 6, 4)
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -161,10 +162,13 @@ def test_read_undoes_target(name: str, prediction: str) -> None:
         point = process.point(x_0, times, stage)
         z, target = process.noised(point.x, times, stage, noise), process.target(point, times, stage, noise)
         assert target.shape[1] == 2 * z.shape[1]
+        for index, t in enumerate(times.tolist()):
+            second = dense.second(stage, t) @ x_0[index].flatten().numpy()
+            np.testing.assert_allclose(target[index].chunk(2)[1].flatten().numpy(), second, atol=1e-12)
         read = process.read(z, times, stage, target)
         torch.testing.assert_close(read.x, point.x, atol=1e-9, rtol=0)
         torch.testing.assert_close(read.noise, noise, atol=1e-9, rtol=0)
-        assert torch.equal(read.delta, point.delta)
+        torch.testing.assert_close(read.delta, point.delta, atol=1e-12, rtol=0)
         torch.testing.assert_close(process.finished(read, stage), process.signal(x_0, stage), atol=1e-9, rtol=0)
 
 

@@ -35,6 +35,7 @@ STAGES = {
     "mixture": StagesConfig((B(0.2, "blur"), B(0.4), B(0.6, "blur", kernel="uniform", width=3))),
     "vae": StagesConfig((B(0.3, "vae", autoencoder=HALVING),)),
     "no-shift": StagesConfig((B(0.5),), shift=False),
+    "delta": StagesConfig((B(0.3), B(0.7)), predicts="delta"),
 }
 NETWORK = UNetConfig(2, 2, 32, (2,), num_res_blocks=1, channel_mult=(1, 2), image_size=8, num_head_channels=32)
 every_stages = pytest.mark.parametrize("name", STAGES)
@@ -98,13 +99,12 @@ def all_knowing(process: fdm.Process, x_0: Tensor, dense: Dense) -> fdm.sampling
     """A network that knows x_0: its answers are the truth about every z, by dense matrices."""
 
     def denoise(x: Tensor, t: Tensor, context: Tensor | None = None, *, stage: int = 0) -> Tensor:
-        signal, delta = (
-            (x_0.flatten(1) @ torch.from_numpy(matrix).T).view(x.shape) for matrix in dense.point(stage, int(t[0]))
-        )
+        matrices = dense.point(stage, int(t[0]))[0], dense.second(stage, int(t[0]))
+        signal, second = ((x_0.flatten(1) @ torch.from_numpy(matrix).T).view(x.shape) for matrix in matrices)
         alpha, sigma = dense.levels(stage, int(t[0]))
         noise = (x - alpha * signal) / sigma
         first = noise if process.schedule.prediction == "eps" else alpha * noise - sigma * signal
-        return torch.cat([first, delta], dim=1)
+        return torch.cat([first, second], dim=1)
 
     return denoise
 

@@ -32,6 +32,7 @@ from . import tiny
 from .test_distill import batch_of, configure, data_of, terms
 
 TWO = StagesConfig((BoundaryConfig(0.4),))
+AS_IN_THE_PAPER = replace(TWO, predicts="delta")
 OUTPUT = LossConfig(spatial=1.0, frequency=1.0, taps=TapConfig(down=False, middle=False, up=False))
 
 
@@ -88,13 +89,17 @@ class ByHand:
         back = pooled.repeat_interleave(2, 2).repeat_interleave(2, 3)
         self.x = pooled if self.stage else (t * back + (400 - t) * x_0) / 400
         self.delta = torch.zeros_like(pooled) if self.stage else x_0 - self.x
+        self.detail = torch.zeros_like(pooled) if self.stage else x_0 - back
         self.z = self.signal * self.x + self.sigma * self.noise
 
 
 @pytest.mark.parametrize("steps", [[10, 399, 400, 990], [950, 20, 700, 450], [100, 200, 300, 0], [500, 600, 700, 800]])
-def test_the_losses_are_the_formulas_sample_by_sample(steps: list[int], teacher: Path, data: DataConfig) -> None:
+@pytest.mark.parametrize("stages", [TWO, AS_IN_THE_PAPER], ids=["detail", "delta"])
+def test_the_losses_are_the_formulas_sample_by_sample(
+    stages: StagesConfig, steps: list[int], teacher: Path, data: DataConfig
+) -> None:
     """Double reconstruction, and Eqs. 9 to 11 of both predictions, with the teacher's x_0 taken into the stage."""
-    config = configure(teacher, data, stages=TWO, loss=OUTPUT, dropout=0.0)
+    config = configure(teacher, data, stages=stages, loss=OUTPUT, dropout=0.0)
     task, batch = staged_task(config), batch_of(config)
     at(task, steps)
     found, noised, opened = task(batch), task.inputs(batch), checkpoint.load(teacher)
@@ -105,14 +110,16 @@ def test_the_losses_are_the_formulas_sample_by_sample(steps: list[int], teacher:
         hand = ByHand(noised.x_0[one], t, noised.noise[one], opened.schedule)
         context, step = noised.context[one], torch.tensor([t])
         with torch.no_grad():
-            noise, delta = task.student(hand.z, step, context, stage=hand.stage).chunk(2, dim=1)
+            noise, second = task.student(hand.z, step, context, stage=hand.stage).chunk(2, dim=1)
             said = opened.unet(noised.x_t[one], step, context)
         errors = (noise - hand.noise).square().mean()
-        ddpm.append(errors if hand.stage else errors + (delta - hand.delta).square().mean())
+        ddpm.append(errors if hand.stage else errors + (second - getattr(hand, stages.predicts)).square().mean())
         x_0 = opened.schedule.split(noised.x_t[one], step, said)[0]
         known = ByHand(x_0, t, noised.noise[one], opened.schedule)
         known_noise = (hand.z - hand.signal * known.x) / hand.sigma
-        pairs = [(noise, known_noise)] if hand.stage else [(noise, known_noise), (delta, known.delta)]
+        pairs = (
+            [(noise, known_noise)] if hand.stage else [(noise, known_noise), (second, getattr(known, stages.predicts))]
+        )
         weights = spectrum_weights(noised.x_0[one], (noise.shape[2], noise.shape[3]), -1.0)
         spatial.append(sum(spatial_errors(*pair) for pair in pairs))
         frequency.append(sum(frequency_errors(*pair, weights) for pair in pairs))

@@ -87,13 +87,15 @@ class StagedDistillTask(DistillTask):
         return total._replace(spatial=total.spatial + absent)
 
     def _outputs(self, part: InStage, output: Tensor, x_0: Tensor) -> list[Pair]:
-        """The noise and δ that the student says, beside those that the teacher's x_0 stands for in the stage."""
+        """What the student says of the noise and of δ, beside what the teacher's x_0 stands for in the stage."""
         assert self.process is not None
         read = self.process.read(part.z, part.t, part.stage, output.float())
         point = self.process.point(x_0, part.t, part.stage)
         signal, sigma = self.process.coefficients(part.stage, part.t, part.z)
         pairs = [Pair(read.noise, (part.z - signal * point.x) / sigma)]
-        return [*pairs, Pair(read.delta, point.delta)] if self.process.moves(part.stage) else pairs
+        if not self.process.moves(part.stage):
+            return pairs
+        return [*pairs, Pair(output.float().chunk(2, dim=1)[1], self.process.second(point))]
 
     def _sample_weights(self, noised: Noised) -> Tensor | None:
         """Of the samples' errors: min-SNR's, and 0 for those that were given other conditions; None for 1."""
