@@ -23,6 +23,8 @@ DEEPEST = 3
 
 #: The small models that come with the pack.
 SHIPPED = Path(__file__).resolve().parents[1] / "workflows" / "checkpoints"
+#: Of them, what a new node has chosen: every sampler can sample it.
+FIRST = "emoji64-student.safetensors"
 
 
 def register() -> None:
@@ -32,7 +34,8 @@ def register() -> None:
 
 def names() -> list[str]:
     """What the loader lists: the pack's own models first, then the user's files and diffusers folders, sorted."""
-    own = sorted(path.name for path in SHIPPED.glob("*") if path.suffix in EXTENSIONS)
+    shipped = (path.name for path in SHIPPED.glob("*") if path.suffix in EXTENSIONS)
+    own = sorted(shipped, key=lambda name: (name != FIRST, name))
     folders = {
         found.relative_to(root).as_posix() for root in _roots(DIFFUSERS_FOLDERS) for found in _diffusers(root, DEEPEST)
     }

@@ -31,7 +31,7 @@ class Attending(Protocol):
 class Hooks:
     """Called at every place of `UNet.forward` that a caller may want; these methods change nothing.
 
-    Derive from it and override what is needed. One object serves one call of the network.
+    Derive from it and override what is needed. One object serves one call of the network, unless it says otherwise.
     """
 
     def embedding(self, embedding: Tensor) -> Tensor:

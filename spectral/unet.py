@@ -281,7 +281,7 @@ class UNet(nn.Module):
         hooks: Hooks = NO_HOOKS,
         stage: int = 0,
     ) -> Tensor:
-        """Predict the noise (or velocity), and δ beside it if the network has stages.
+        """Predict the noise (or velocity), and δ beside it, or the detail, if the network has stages (`fdm.Process`).
 
         Args:
             x: noisy latent [B, in_channels, H, W], any H and W.

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, redirect_stderr
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..spectral import checkpoint, fdm
 from ..spectral.config import BoundaryConfig, StagesConfig
 from ..spectral.diffusion import Schedule, ddim
 from ..spectral.fdm import Process
+from ..spectral.reuse import OneContext
 from ..spectral.spectrum import radial_spectrum
 from ..spectral.unet import UNet
 from . import cli
@@ -45,7 +47,7 @@ from .teachers import open_teacher
 
 PAIRS, QUICK_PAIRS, WARM = 40, 5, 3
 #: Stages of the default f-DM student (configs/emoji64-fdm.yaml), and the steps that both take.
-FDM = StagesConfig((BoundaryConfig(0.35, factor=4),))
+FDM = StagesConfig((BoundaryConfig(0.25, factor=4),))
 FDM_STEPS = 20
 
 
@@ -147,8 +149,8 @@ def one_stage_over_two(batch: int, _precision: Any, pairs: int) -> dict[str, flo
     noise = noise.to(device())
     context = torch.zeros(batch, config.conditioning.context_length, config.unet.context_dim, device=device())
     times = paired(
-        lambda: ddim(plain, noise, schedule, FDM_STEPS, cond=context),
-        lambda: fdm.sample(staged, noise, process, FDM_STEPS, cond=context),
+        lambda: ddim(partial(plain, hooks=OneContext()), noise, schedule, FDM_STEPS, cond=context),
+        lambda: fdm.sample(partial(staged, hooks=OneContext()), noise, process, FDM_STEPS, cond=context),
         max(3, pairs // 4),
         warm=1,
     )

@@ -18,6 +18,7 @@ from ..spectral.conditioning import has_null
 from ..spectral.config import ConditioningConfig, ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
+from ..spectral.reuse import OneContext
 from ..spectral.unet import UNet
 from . import cli, figures
 from .loop.config import check_seed
@@ -186,7 +187,7 @@ def latents(
     process = process_of(unet, schedule) if isinstance(unet, UNet) else None
     run = partial(diffusion.ddim, schedule=schedule) if process is None else partial(fdm.sample, process=process)
     made = run(
-        unet,
+        partial(unet, hooks=OneContext()) if isinstance(unet, UNet) else unet,
         noise.to(device),
         steps=steps,
         guidance=weight,

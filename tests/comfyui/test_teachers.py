@@ -134,6 +134,7 @@ def test_what_is_offered_is_what_can_be_a_model(comfy: ComfyServer, lightning: P
     (lightning.with_name("bert") / "config.json").write_text("{}")
     offered = offers(comfy)
     assert lightning.name in offered
+    assert offered[0] == "emoji64-student.safetensors"  # what a new node has chosen, for any sampler
     assert not {"other.pt", "other.bin", "other.txt", "bert"} & set(offered)
     made = prompt("other.pt")
     assert "There is no checkpoint 'other.pt'" in comfy.run(made).message
