@@ -21,40 +21,46 @@ from spectral_diffusion.training.sample import sample_checkpoint
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "training" / "configs"
 CHECKPOINTS = REPOSITORY / "workflows" / "checkpoints"
-LIMITS = {"teacher": 60e6, "student": 20e6}
+#: What a file is, and how large it may be.
+MODELS = {"teacher": ("teacher", 60e6), "student": ("student", 20e6), "fdm": ("student", 20e6)}
 
 
 def same_where_both_speak(written: Any, resolved: Any) -> bool:
     """Whether a configuration file still says what a run was made with; of paths, the last name counts."""
     if isinstance(written, dict):
         return all(same_where_both_speak(value, resolved[key]) for key, value in written.items())
+    if isinstance(written, list) and isinstance(resolved, list):
+        pairs = zip(written, resolved, strict=False)
+        return len(written) == len(resolved) and all(same_where_both_speak(*pair) for pair in pairs)
     if isinstance(written, str) and isinstance(resolved, str):
         return Path(written).name == Path(resolved).name
     return bool(written == resolved)
 
 
-@pytest.mark.parametrize("kind", LIMITS)
-def test_file_is_small_and_says_how_it_was_made(kind: str) -> None:
-    path = CHECKPOINTS / f"emoji64-{kind}.safetensors"
+@pytest.mark.parametrize("name", MODELS)
+def test_file_is_small_and_says_how_it_was_made(name: str) -> None:
+    path, (kind, limit) = CHECKPOINTS / f"emoji64-{name}.safetensors", MODELS[name]
     file = checkpoint.read(path)
-    assert path.stat().st_size <= LIMITS[kind]
+    assert path.stat().st_size <= limit
     assert file.config.kind == kind
-    assert f"--config training/configs/emoji64-{kind}.yaml" in file.config.training["command"]
+    assert f"--config training/configs/emoji64-{name}.yaml" in file.config.training["command"]
     made = file.config.training["config"]
-    assert same_where_both_speak(yaml.safe_load(CONFIGS.joinpath(f"emoji64-{kind}.yaml").read_text()), made)
+    assert same_where_both_speak(yaml.safe_load(CONFIGS.joinpath(f"emoji64-{name}.yaml").read_text()), made)
     assert '"/' not in json.dumps(file.config.training), "the path of a machine"
 
 
-def test_student_names_the_teacher_that_ships() -> None:
-    student = checkpoint.read(CHECKPOINTS / "emoji64-student.safetensors")
+@pytest.mark.parametrize("name", ["student", "fdm"])
+def test_students_name_the_teacher_that_ships(name: str) -> None:
+    student = checkpoint.read(CHECKPOINTS / f"emoji64-{name}.safetensors")
     assert student.config.teacher_sha256 == checkpoint.sha256(CHECKPOINTS / "emoji64-teacher.safetensors")
     assert student.config.unet is not None and student.config.unet.resampler == "wavelet"
+    assert (student.config.unet.stages is not None) == (name == "fdm")
 
 
-@pytest.mark.parametrize(("kind", "least"), [("teacher", 0.8), ("student", 0.8)])
-def test_samples_are_nearest_to_the_picture_of_their_caption(kind: str, least: float) -> None:
+@pytest.mark.parametrize(("name", "least"), [("teacher", 0.8), ("student", 0.8), ("fdm", 0.8)])
+def test_samples_are_nearest_to_the_picture_of_their_caption(name: str, least: float) -> None:
     """Chance would be 1 in 171: of 20 captions, evenly spaced, the nearest of all pictures is mostly their own."""
-    opened = checkpoint.load(CHECKPOINTS / f"emoji64-{kind}.safetensors")
+    opened = checkpoint.load(CHECKPOINTS / f"emoji64-{name}.safetensors")
     data = open_images(DataConfig(subgroups=tuple(opened.config.training["config"]["data"]["subgroups"])))
     chosen = torch.linspace(0, len(data) - 1, 20).long()
     samples = sample_checkpoint(opened, [data.captions[i] for i in chosen], steps=20)
