@@ -55,8 +55,8 @@ class StagesConfig:
         interpolate: inside a stage the signal goes from x to g(f(x)); without it jumps at the boundary (an ablation).
         shift: that growth of α²/σ²; without it every stage has the schedule as it is (an ablation).
         predicts: what the network says beside the noise: "delta" is f-DM's δ_t; "detail" (ours) is x − g(f(x)), of
-            which δ_t is the share of the stage that has passed. The errors of δ_t are then as small as δ_t itself near
-            the stage's first step, where sampling divides by that share.
+            which δ_t is the share (t − τ_k)/(τ_{k+1} − τ_k). So the errors of δ_t fade with that share, by which
+            sampling divides.
     """
 
     boundaries: tuple[BoundaryConfig, ...] = ()

@@ -1,9 +1,9 @@
 """How fast the kit is, in ratios of times that were taken side by side.
 
-`bench spectrum`: the radial spectrum of images over their transforms alone. `bench fdm`: images of the default student
-in one stage over the same in two, with as many steps. `bench train`: a step of distillation over
-what nobody can leave out: the teacher forwards, the student forwards and backwards, on the same batch and with the same
-precision. What comes on top is the data, the noise, the losses, the gradient's norm, the optimizer and the average.
+`bench spectrum`: the radial spectrum of images over their transforms alone. `bench fdm`: latents of the default student
+in one stage over the same in two, with as many steps. `bench train`: a step of distillation over what nobody can leave
+out: the teacher forwards, the student forwards and backwards, on the same batch and with the same precision. What comes
+on top is the data, the noise, the losses, the gradient's norm, the optimizer and the average.
 """
 
 from __future__ import annotations

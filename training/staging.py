@@ -159,6 +159,8 @@ class StagedErrors:
     def loss(self, weights: Tensor | None = None) -> Tensor:
         """The mean over samples of ‖ε_θ − ε‖² + ‖δ_θ − δ‖², each a mean over cells ("double reconstruction").
 
+        Where the network predicts the detail, δ stands for that, here and below.
+
         Args:
             weights: of every sample's error of the noise, [B].
         """
