@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .config import FirstStageConfig
 from .errors import SpectralError
+from .layers import added, silu
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -35,9 +36,9 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
+        return added(h, self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttnBlock(nn.Module):
@@ -136,7 +137,7 @@ class Encoder(nn.Module):
             x = level(x)
             if level.downsample is not None:
                 x = level.downsample(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -166,7 +167,7 @@ class Decoder(nn.Module):
             x = level(x)
             if level.upsample is not None:
                 x = level.upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class Codebook(nn.Module):

@@ -1,6 +1,6 @@
 """Wavelet gating (Section 5.1, Eq. 8): resamplers that let through each wavelet band by as much as the features ask.
 
-Both are linear in the four bands, so gates and Haar filters fold into one small kernel per sample and channel.
+With Haar, gates and transform are one function (gated_haar.py); other filter banks go by the transforms of wavelet.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import wavelet as wavelets
+from .gated_haar import gated_down, gated_up
 from .hooks import NO_HOOKS, Hooks
 from .resampling import Resampler, Size
 
@@ -58,7 +59,8 @@ class WaveletDown(Resampler):
     def forward(self, x: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
         gates = hooks.gates(self.gate(x), "down", self.level)
         if self.wavelet == "haar":
-            return _gated_haar_down(x, gates)
+            rows, columns = x.shape[2] % 2, x.shape[3] % 2
+            return gated_down(F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x, gates)
         bands = torch.stack(wavelets.dwt2(x, self.wavelet, mode="periodization"), dim=1)
         return (bands * gates[..., None, None]).sum(1)
 
@@ -88,22 +90,17 @@ class WaveletUp(Resampler):
         At most one row and column less are cropped. Any other size is what a caller's hooks have made of the features
         on the way; the nearest neighbour leads there.
         """
-        gates = hooks.gates(self.gate(x), "up", self.level)
-        gated = x.unflatten(1, (4, x.shape[1] // 4)) * gates[..., None, None]
-        bands = (gated[:, 0], gated[:, 1], gated[:, 2], gated[:, 3])
-        full = (2 * x.shape[2], 2 * x.shape[3])
-        if size is None or all(most - 1 <= side <= most for side, most in zip(size, full, strict=True)):
-            return self.project(wavelets.idwt2(bands, self.wavelet, mode="periodization", size=size))
-        up = self.project(wavelets.idwt2(bands, self.wavelet, mode="periodization"))
-        return F.interpolate(up, size=size, mode="nearest")
+        up = self._synthesis(x, hooks.gates(self.gate(x), "up", self.level))
+        full = (up.shape[2], up.shape[3])
+        if size is None or size == full:
+            return self.project(up)
+        if all(most - 1 <= side <= most for side, most in zip(size, full, strict=True)):
+            return self.project(up[..., : size[0], : size[1]])
+        return F.interpolate(self.project(up), size=size, mode="nearest")
 
-
-def _gated_haar_down(x: Tensor, gates: Tensor) -> Tensor:
-    """Σ_b g_b ⊙ Haar_b(x) as one depthwise 2×2 convolution of stride 2, whose kernel is the Haar matrix times g."""
-    batch, channels, height, width = x.shape
-    if height % 2 or width % 2:
-        x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
-    haar = wavelets.haar_matrix(dtype=x.dtype, device=x.device)
-    kernels = torch.einsum("bkc,kj->bcj", gates.to(x.dtype), haar).reshape(batch * channels, 1, 2, 2)
-    down = F.conv2d(x.reshape(1, batch * channels, *x.shape[2:]), kernels, stride=2, groups=batch * channels)
-    return down.view(batch, channels, *down.shape[2:])
+    def _synthesis(self, x: Tensor, gates: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, C/4, 2h, 2w]."""
+        if self.wavelet == "haar":
+            return gated_up(x, gates)
+        bands = (x.unflatten(1, gates.shape[1:]) * gates[..., None, None]).unbind(1)
+        return wavelets.idwt2(bands, self.wavelet, mode="periodization")  # type: ignore[arg-type]

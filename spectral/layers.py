@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 #: (q, k, v, heads) → out; all [B, T, heads · d]. ComfyUI's own attention functions have this form.
 Attention = Callable[..., Tensor]
@@ -43,3 +45,15 @@ def zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: in its own memory, unless gradients are recorded."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def added(x: Tensor, other: Tensor) -> Tensor:
+    """The sum, in the memory of x, which nobody else holds, unless gradients are recorded or the types differ."""
+    if torch.is_grad_enabled() or x.dtype != other.dtype:
+        return x + other
+    return x.add_(other)

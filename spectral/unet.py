@@ -24,7 +24,7 @@ from .entries import FIRST_ENTRY, check_entries, entries
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
 from .hooks import NO_HOOKS, Hooks
-from .layers import Attention, Layers, zeroed
+from .layers import Attention, Layers, added, silu, zeroed
 from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler, Size
 
 
@@ -78,7 +78,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if inputs == outputs else make.conv(inputs, outputs, kernel=1)
 
     def forward(self, x: Tensor, embedding: Tensor, size: Size = None, hooks: Hooks = NO_HOOKS) -> Tensor:
-        h = self.in_layers[1](self.in_layers[0](x))
+        h = silu(self.in_layers[0](x))
         if self.resamples:
             h, x = self.h_upd(h, size, hooks), self.x_upd(x, size, hooks)
         h = self.in_layers[2](h)
@@ -86,10 +86,9 @@ class ResBlock(nn.Module):
         if self.scale_shift:
             scale, shift = shift.chunk(2, dim=1)
             h = self.out_layers[0](h) * (1 + scale) + shift
-            h = self.out_layers[3](self.out_layers[1](h))
         else:
-            h = self.out_layers(h + shift)
-        return self.skip_connection(x) + h
+            h = self.out_layers[0](added(h, shift))
+        return added(self.out_layers[3](silu(h)), self.skip_connection(x))
 
 
 class Block(nn.Sequential):
