@@ -260,7 +260,7 @@ def build(file: CheckpointFile, companions: Companions, rgb: RgbFactors | None) 
     described.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, dtypes))
     # Built without memory, then filled in place: opening takes the memory of the weights once.
     model = described.get_model(device="meta")
-    checkpoint.fill(model.diffusion_model, weights, f"{file.path.name}: {UNET}", offload, dtype)
+    checkpoint.fill(model.diffusion_model, weights, f"{file.path.name}: {UNET}", offload, dtype, device)
     if described.spectral.stages is not None:
         model.diffusion_model.stage_pairs.float()  # no layers of core's, which would cast what they are given
     for module in model.diffusion_model.modules():

@@ -40,7 +40,8 @@ def load_first_stage(file: CheckpointFile, config: FirstStageConfig) -> autoenco
     """The checkpoint's first stage, in float32 on the CPU."""
     with torch.device("meta"):
         stage = autoencoder.build(config)
-    checkpoint.fill(stage, file.part(FIRST_STAGE), f"{file.path.name}: {FIRST_STAGE}", "cpu", torch.float32)
+    where, runs_on = f"{file.path.name}: {FIRST_STAGE}", comfy.model_management.vae_device()
+    checkpoint.fill(stage, file.part(FIRST_STAGE), where, "cpu", torch.float32, runs_on)
     return stage
 
 

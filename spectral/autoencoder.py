@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .config import FirstStageConfig
 from .errors import SpectralError
-from .layers import added, silu
+from .layers import added, ordered, silu
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
             x = level(x)
             if level.upsample is not None:
                 x = level.upsample(x)
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x))).contiguous()
 
 
 class Codebook(nn.Module):
@@ -206,7 +206,7 @@ class FirstStage(nn.Module):
 
     def moments(self, image: Tensor) -> Tensor:
         """What the encoder says before anything is chosen: mean and log-variance (KL), or the raw latent (VQ)."""
-        return self.quant_conv(self.encoder(image))
+        return self.quant_conv(self.encoder(ordered(image))).contiguous()
 
     def encode(self, image: Tensor) -> Tensor:
         """Image in [−1, 1], [B, 3, H, W] → latent [B, embed_dim, H/f, W/f], not yet scaled."""
@@ -214,7 +214,7 @@ class FirstStage(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, embed_dim, h, w] → image [B, 3, h·f, w·f], about [−1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(latent))
+        return self.decoder(self.post_quant_conv(ordered(latent)))
 
 
 class AutoencoderKL(FirstStage):

@@ -26,6 +26,7 @@ from .formats import diffusers_folder, ldm, ldm_writing, spectral_file
 from .formats.source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from .formats.tensor_files import open_tensors
 from .formats.writing import stored
+from .layers import memory_order
 from .unet import UNet
 from .unet import check as check_unet
 
@@ -208,12 +209,21 @@ def check(config: ModelConfig, name: str) -> None:
 
 
 def fill(
-    module: nn.Module | None, tensors: Mapping[str, Tensor], where: str, device: torch.device | str, dtype: torch.dtype
+    module: nn.Module | None,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    runs_on: torch.device | str | None = None,
 ) -> None:
     """Give a module built on the meta device its weights, key for key; `None` takes no tensors at all.
 
     The weights are copied, for the file may be replaced while the model lives. What has been copied of a mapped file is
     released at once, so that opening takes the memory of the model and of one tensor.
+
+    Args:
+        where: what the sentence about a wrong tensor begins with.
+        runs_on: the device that the module will compute on, if that is not the one where its weights lie for now.
 
     Raises:
         SpectralError: a key is missing or left over, a shape differs, or a number is not finite; the first is named.
@@ -221,10 +231,10 @@ def fill(
     match(module, tensors, where)
     if module is None:
         return
-    weights = {}
+    weights, plain, order = {}, torch.contiguous_format, memory_order(runs_on or device)
     for name, tensor in tensors.items():
         memory.check_finite(tensor, where + name)
-        weights[name] = tensor.to(device, dtype, copy=True)
+        weights[name] = tensor.to(device, dtype, copy=True, memory_format=order if tensor.dim() == 4 else plain)
         memory.release(tensor)
     module.load_state_dict(weights, assign=True)
     module.eval().requires_grad_(False)

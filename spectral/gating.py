@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from . import wavelet as wavelets
 from .gated_haar import gated_down, gated_up
 from .hooks import NO_HOOKS, Hooks
+from .layers import ordered
 from .resampling import Resampler, Size
 
 
@@ -62,7 +63,7 @@ class WaveletDown(Resampler):
             rows, columns = x.shape[2] % 2, x.shape[3] % 2
             return gated_down(F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x, gates)
         bands = torch.stack(wavelets.dwt2(x, self.wavelet, mode="periodization"), dim=1)
-        return (bands * gates[..., None, None]).sum(1)
+        return ordered((bands * gates[..., None, None]).sum(1))
 
 
 class WaveletUp(Resampler):
@@ -103,4 +104,4 @@ class WaveletUp(Resampler):
         if self.wavelet == "haar":
             return gated_up(x, gates)
         bands = (x.unflatten(1, gates.shape[1:]) * gates[..., None, None]).unbind(1)
-        return wavelets.idwt2(bands, self.wavelet, mode="periodization")  # type: ignore[arg-type]
+        return ordered(wavelets.idwt2(bands, self.wavelet, mode="periodization"))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from .entries import FIRST_ENTRY, check_entries, entries
 from .errors import SpectralError
 from .gating import WaveletDown, WaveletUp
 from .hooks import NO_HOOKS, Hooks
-from .layers import Attention, Layers, added, silu, zeroed
+from .layers import Attention, Layers, added, ordered, silu, zeroed
 from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler, Size
 
 
@@ -297,7 +297,7 @@ class UNet(nn.Module):
         embedding = hooks.embedding(embedding)
         if context is not None:
             context = context.to(x.dtype)
-        h, skips = x, []
+        h, skips = ordered(x), []
         enter, first, leave = self._ends(stage)
         for index, block in enumerate(self.input_blocks):
             if index < first:
@@ -324,7 +324,7 @@ class UNet(nn.Module):
             self._tap(features, "up", index, h)
             if skips:
                 h = self._run(block.resample, h, embedding, _size(skips), hooks)
-        return leave(h)  # type: ignore[no-any-return]
+        return leave(h).contiguous()  # type: ignore[no-any-return]
 
     def _ends(self, stage: int) -> tuple[nn.Module | None, int, nn.Module]:
         """What a stage's signal enters by (None: the first block), in place of which block, and leaves by."""

@@ -88,6 +88,29 @@ def test_a_tap_is_the_features_before_they_are_resampled() -> None:
 
 
 @every_config
+def test_the_order_of_memory_changes_no_bit(config: UNetConfig) -> None:
+    """Neither that of the latent nor that of the weights, which the loader lays out for the device."""
+    x, t, context = inputs(config, (12, 10))
+    model = randomized(UNet(config), 1)
+    expected = model(x, t, context)
+    assert expected.is_contiguous()
+    assert torch.equal(model(x.contiguous(memory_format=torch.channels_last), t, context), expected)
+    assert torch.equal(model.to(memory_format=torch.channels_last)(x, t, context), expected)
+
+
+@every_config
+def test_without_gradients_the_numbers_are_the_same(config: UNetConfig) -> None:
+    """There some sums are made in place."""
+    model = randomized(UNet(config), 1)
+    x, t, context = inputs(config)
+    kept = x.clone()
+    with torch.no_grad():
+        alone = model(x, t, context)
+    torch.testing.assert_close(alone, model(x, t, context))
+    assert torch.equal(x, kept)
+
+
+@every_config
 def test_samples_of_a_batch_do_not_see_each_other(config: UNetConfig) -> None:
     network, (x, t, context) = unet(config), inputs(config, (9, 12), batch=3)
     alone = [network(x[i : i + 1], t[i : i + 1], None if context is None else context[i : i + 1]) for i in range(3)]
