@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .wavelet import haar_matrix
+from .wavelet import haar_product
 
-#: The cells of a 2×2 block in the order of `haar_matrix`: upper left, upper right, lower left, lower right.
+#: The cells of a 2×2 block in the order of `wavelet.haar_matrix`: upper left, upper right, lower left, lower right.
 CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
@@ -65,8 +65,7 @@ def _cells(x: Tensor) -> list[Tensor]:
 
 def _cell_weights(gates: Tensor, dtype: torch.dtype) -> Tensor:
     """k_j = Σ_b g_b H[b, j], [4, B, C, 1, 1]."""
-    haar = haar_matrix(dtype=dtype, device=gates.device)
-    return torch.einsum("bkc,kj->jbc", gates.to(dtype), haar)[..., None, None]
+    return haar_product(gates.to(dtype)).transpose(0, 1)[..., None, None]
 
 
 def _down(x: Tensor, gates: Tensor) -> Tensor:
@@ -139,9 +138,8 @@ class _GatedDown(torch.autograd.Function):
             for cell, weight in zip(_cells(dx), _cell_weights(gates, work), strict=True):
                 torch.mul(dy, weight, out=cell)
         if ctx.needs_input_grad[1]:
-            sums = torch.stack([(dy * cell).sum((2, 3), dtype=work) for cell in _cells(x)])
-            haar = haar_matrix(dtype=work, device=x.device)
-            dgates = torch.einsum("jbc,kj->bkc", sums, haar).to(gates.dtype)
+            sums = torch.stack([(dy * cell).sum((2, 3), dtype=work) for cell in _cells(x)], dim=1)
+            dgates = haar_product(sums).to(gates.dtype)
         return dx, dgates
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 Part = Literal["input", "middle", "output"]
 Direction = Literal["down", "up"]
@@ -28,15 +30,39 @@ class Attending(Protocol):
         ...
 
 
+class TimeEmbedding(Protocol):
+    """A network that hears of the time."""
+
+    def embed(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        """The time embedding of the steps [B], [B, 4 · model_channels]."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+class Shifted(Protocol):
+    """A residual block that hears of the time."""
+
+    emb_layers: nn.Sequential
+
+
 class Hooks:
     """Called at every place of `UNet.forward` that a caller may want; these methods change nothing.
 
     Derive from it and override what is needed. One object serves one call of the network, unless it says otherwise.
     """
 
+    def time(self, network: TimeEmbedding, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        """What residual blocks are told of the steps [B]; `shift` makes of it what each adds."""
+        return self.embedding(network.embed(timesteps, dtype))
+
     def embedding(self, embedding: Tensor) -> Tensor:
         """The time embedding [B, 4 · model_channels]."""
         return embedding
+
+    def shift(self, block: Shifted, embedding: Tensor) -> Tensor:
+        """What a residual block adds to its features for the time, or scales and shifts them by, [B, outputs]."""
+        return block.emb_layers(embedding)  # type: ignore[no-any-return]
 
     def enter(self, part: Part, index: int) -> None:
         """The block of LDM's list `input_blocks`, `middle_block` or `output_blocks` that comes next."""

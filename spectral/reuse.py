@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .attention import CrossAttention
-from .hooks import Attending, Hooks
+from .hooks import Attending, Hooks, Shifted, TimeEmbedding
 
 
 class OneContext(Hooks):
@@ -36,6 +38,52 @@ class OneContext(Hooks):
             q, k, v = layer.project(x, context, context)
             self._made[layer] = k, v
         return layer.output(layer.attend(q, k, v))
+
+
+class OneSampling(OneContext):
+    """`OneContext`, and what the residual blocks add for the time is computed at the first step for all of them.
+
+    The time embedding of all steps is one batch, so that the last bits may differ from those of a step alone.
+
+    Args:
+        steps: all that the network will be asked about; of any other it would make NaN.
+    """
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        super().__init__()
+        self._steps = sorted(set(steps))
+        self._table: Tensor | None = None
+        self._rows = torch.empty(0)
+        self._spans: dict[Shifted, tuple[int, int]] = {}
+
+    def time(self, network: TimeEmbedding, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sums of all blocks side by side, a row for every sample."""
+        if torch.is_grad_enabled():
+            return super().time(network, timesteps, dtype)
+        if self._table is None:
+            self._table = self._compute(network, timesteps.device, dtype)
+        return self._table[self._rows[timesteps]]
+
+    def shift(self, block: Shifted, embedding: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().shift(block, embedding)
+        start, stop = self._spans[block]
+        return embedding[:, start:stop]
+
+    def _compute(self, network: TimeEmbedding, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """[steps + 1, outputs of all blocks]; the last row is for steps that were not announced."""
+        steps = torch.tensor(self._steps, device=device)
+        self._rows = torch.full((self._steps[-1] + 1,), len(steps), device=device)
+        self._rows[steps] = torch.arange(len(steps), device=device)
+        embedding = self.embedding(network.embed(steps, dtype))
+        sums, at = [], 0
+        for block in network.modules():
+            if hasattr(block, "emb_layers"):
+                sums.append(super().shift(block, embedding))  # type: ignore[arg-type]
+                self._spans[block] = at, at + sums[-1].shape[1]  # type: ignore[index]
+                at = self._spans[block][1]  # type: ignore[index]
+        table = torch.cat(sums, dim=1)
+        return torch.cat([table, table.new_full((1, at), math.nan)])
 
 
 def _version(tensor: Tensor) -> int:

@@ -82,7 +82,7 @@ class ResBlock(nn.Module):
         if self.resamples:
             h, x = self.h_upd(h, size, hooks), self.x_upd(x, size, hooks)
         h = self.in_layers[2](h)
-        shift = self.emb_layers(embedding)[..., None, None]
+        shift = hooks.shift(self, embedding)[..., None, None]
         if self.scale_shift:
             scale, shift = shift.chunk(2, dim=1)
             h = self.out_layers[0](h) * (1 + scale) + shift
@@ -100,7 +100,7 @@ class Block(nn.Sequential):
             if _resamples(layer):
                 break
             if isinstance(layer, ResBlock):
-                h = layer(h, embedding)
+                h = layer(h, embedding, hooks=hooks)
             elif isinstance(layer, (SelfAttention, SpatialTransformer)):
                 h = layer(h, context, hooks)
             else:
@@ -266,6 +266,10 @@ class UNet(nn.Module):
             if boundary.autoencoder is not None:
                 self.stage_pairs[str(index)] = autoencoder.build(boundary.autoencoder).to(**make.factory)
 
+    def embed(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        """The time embedding of the steps [B], [B, 4 · model_channels]."""
+        return self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))  # type: ignore[no-any-return]
+
     def tap_channels(self) -> dict[Tap, int]:
         """Every place whose features can be read, and how many channels they have there."""
         return {tap: self.config.model_channels * self.config.channel_mult[tap.level] for tap in self.taps.values()}
@@ -293,8 +297,7 @@ class UNet(nn.Module):
         Returns:
             [B, out_channels, H, W], twice the channels of x for a network of stages.
         """
-        embedding = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
-        embedding = hooks.embedding(embedding)
+        embedding = hooks.time(self, timesteps, x.dtype)
         if context is not None:
             context = context.to(x.dtype)
         h, skips = ordered(x), []

@@ -169,7 +169,7 @@ def _haar_analysis(x: Tensor) -> Bands:
     lead, (h, w) = x.shape[:-2], (x.shape[-2] // 2, x.shape[-1] // 2)
     count = math.prod(lead)
     blocks = x.reshape(count, h, 2, w, 2).permute(0, 2, 4, 1, 3).reshape(count, 4, h * w)
-    ll, lh, hl, hh = _haar_product(blocks).unbind(1)
+    ll, lh, hl, hh = haar_product(blocks).unbind(1)
     shape = (*lead, h, w)
     return ll.reshape(shape), lh.reshape(shape), hl.reshape(shape), hh.reshape(shape)
 
@@ -177,11 +177,12 @@ def _haar_analysis(x: Tensor) -> Bands:
 def _haar_synthesis(bands: Bands) -> Tensor:
     *lead, h, w = bands[0].shape
     count = math.prod(lead)
-    blocks = _haar_product(torch.stack([band.reshape(count, h * w) for band in bands], dim=1))
+    blocks = haar_product(torch.stack([band.reshape(count, h * w) for band in bands], dim=1))
     return blocks.reshape(count, 2, 2, h, w).permute(0, 3, 1, 4, 2).reshape(*lead, 2 * h, 2 * w)
 
 
-def _haar_product(columns: Tensor) -> Tensor:
+def haar_product(columns: Tensor) -> Tensor:
+    """`haar_matrix` times columns [..., 4, N], in full precision: cells of 2×2 blocks to bands, and bands to cells."""
     work = _working_dtype(columns.dtype)
     with _full_precision(columns):
         return torch.matmul(haar_matrix(dtype=work, device=columns.device), columns.to(work)).to(columns.dtype)

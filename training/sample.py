@@ -18,7 +18,7 @@ from ..spectral.conditioning import has_null
 from ..spectral.config import ConditioningConfig, ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from ..spectral.reuse import OneContext
+from ..spectral.reuse import OneSampling
 from ..spectral.unet import UNet
 from . import cli, figures
 from .loop.config import check_seed
@@ -185,9 +185,12 @@ def latents(
     noise = torch.stack([_noise(seed, index, (config.unet.in_channels, side, side)) for index in indices])
     schedule, device = Schedule.from_config(config.schedule), next(unet.parameters()).device
     process = process_of(unet, schedule) if isinstance(unet, UNet) else None
-    run = partial(diffusion.ddim, schedule=schedule) if process is None else partial(fdm.sample, process=process)
+    if process is None:
+        run, times = partial(diffusion.ddim, schedule=schedule), schedule.ddim_timesteps(steps).tolist()
+    else:
+        run, times = partial(fdm.sample, process=process), [step.t for step in fdm.plan_of(process, steps)]
     made = run(
-        partial(unet, hooks=OneContext()) if isinstance(unet, UNet) else unet,
+        partial(unet, hooks=OneSampling(times)) if isinstance(unet, UNet) else unet,
         noise.to(device),
         steps=steps,
         guidance=weight,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .energy import Energy, measure
 from .packets import FreshNoise
 from .process import Point, Process, Read, check
-from .sampling import CLEAN, Step, advance, plan, sample
+from .sampling import CLEAN, Step, advance, plan, plan_of, sample
 from .transforms import Autoencode, Blur, Downsample, Pair, Transform, blur_kernel
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "check",
     "measure",
     "plan",
+    "plan_of",
     "sample",
 ]

@@ -73,6 +73,18 @@ def plan(process: Process, times: Sequence[int]) -> list[Step]:
     return steps
 
 
+def plan_of(process: Process, steps: int) -> list[Step]:
+    """The plan of as many of LDM's time steps, down to the end (see `sample`).
+
+    Raises:
+        SpectralError: fewer steps than stages, or more than the schedule has.
+    """
+    times = process.schedule.ddim_timesteps(steps).flip(0).tolist()
+    if times[0] <= process.boundaries[-2]:
+        times[0] = process.schedule.steps - 1
+    return plan(process, [*times, 0])
+
+
 @torch.no_grad()
 def sample(
     denoise: StagedDenoise,
@@ -110,13 +122,9 @@ def sample(
     """
     if not 0.0 <= eta < math.inf:
         raise SpectralError(f"The sampler's eta is {eta}; expected 0 (deterministic) or more (1 is ancestral).")
-    schedule = process.schedule
-    times = schedule.ddim_timesteps(steps).flip(0).tolist()
-    if times[0] <= process.boundaries[-2]:
-        times[0] = schedule.steps - 1
     sizes = [shape[1:] for shape in process.shapes(noise.shape[1], (noise.shape[2], noise.shape[3]))]
     fresh = FreshNoise(noise)
-    walk = plan(process, [*times, 0])
+    walk = plan_of(process, steps)
     z = process.restrict(noise, walk[0].stage, fresh)
     for index, step in enumerate(walk):
         ask = guided(_at(denoise, step.stage), guidance, cond, uncond)

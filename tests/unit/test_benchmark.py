@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
-from spectral_diffusion.training import benchmark, cli
+from spectral_diffusion.spectral import presets
+from spectral_diffusion.spectral.gated_haar import gated_down, gated_up
+from spectral_diffusion.training import cli
+from spectral_diffusion.training.bench import networks, peers, timing
+from spectral_diffusion.training.bench.timing import Settings, in_turn, overhead, speed
+
+ENDINGS = ("", "_spread", "_seconds", "_reference_seconds", "_batch")
 
 
-def test_times_are_taken_in_turn_and_ratios_are_medians_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_taken_in_turn_and_ratios_are_medians_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a clock that the functions themselves turn."""
     now, calls = [0.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
@@ -20,27 +29,99 @@ def test_times_are_taken_in_turn_and_ratios_are_medians_of_pairs(monkeypatch: py
         calls.append(name)
         now[0] += seconds[calls.count(name) - 1]
 
-    warm = [9.0] * benchmark.WARM
-    one, other = [*warm, 3.0, 8.0, 5.0, 4.0, 6.0], [*warm, 1.0, 4.0, 2.0, 4.0, 1.0]
-    times = benchmark.paired(lambda: takes("one", one), lambda: takes("other", other), 5)
-    assert calls == ["one", "other"] * (benchmark.WARM + 5)
-    found = benchmark.ratios("x", times)
-    assert found["x"] == 2.5 and (found["x_seconds"], found["x_reference_seconds"]) == (5.0, 2.0)
-    assert found["x_spread"] == pytest.approx((4.5 - 1.5) / 2)
+    one, other = [9.0, 9.0, 3.0, 8.0, 5.0, 4.0, 6.0], [9.0, 9.0, 1.0, 4.0, 2.0, 4.0, 1.0]
+    functions = {"one": lambda: takes("one", one), "other": lambda: takes("other", other)}
+    times = in_turn(functions, 5, warm=2)
+    assert calls == ["one", "other"] * 7
+    found = overhead("x", times, "one", "other", 4)
+    assert found == {"x": 2.5, "x_spread": 1.5, "x_seconds": 5.0, "x_reference_seconds": 2.0, "x_batch": 4}
+    turned = speed("x", times, "one", "other", 4)
+    assert turned["x"] == 0.4 and (turned["x_seconds"], turned["x_reference_seconds"]) == (5.0, 2.0)
 
 
-def test_a_step_of_distillation_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(benchmark, "QUICK_PAIRS", 2)
-    assert cli.main(["bench", "train", "--quick", "--batch", "2", "--json"]) == 0
+def test_repeats_are_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def takes() -> None:
+        now[0] += 2.0
+
+    assert timing.seconds(takes, repeats=3) == 2.0 and now[0] == 6.0
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A preset of small networks in the place of the paper's."""
+    whole = presets.PRESETS[networks.PRESET]
+    unet = replace(whole.unet, model_channels=64, channel_mult=(1, 2), attention_resolutions=(2,), image_size=16)
+    monkeypatch.setitem(presets.PRESETS, "small", replace(whole, unet=unet, slim=32))
+    monkeypatch.setattr(networks, "PRESET", "small")
+    return "small"
+
+
+def test_everything_is_one_flat_object(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--quick", "--batch", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["batch"] == 2 and found["precision"] == "no" and found["device"]
-    numbers = [value for name, value in found.items() if name.startswith("distill_step_overhead")]
-    assert len(numbers) == 4 and all(math.isfinite(number) and number >= 0 for number in numbers)
-    assert found["distill_step_overhead_seconds"] > 0
+    ratios = [
+        "student_vs_teacher",
+        "student_vs_lite",
+        "student_vs_diffusers_ldm",
+        "teacher_vs_diffusers",
+        *(f"gated_{way}_vs_{other}" for way in ("down", "up") for other in ("pytorch_wavelets", "ptwt", "copy")),
+        "ddim_overhead",
+        "fdm_speedup",
+        "distill_step_overhead",
+        "radial_spectrum_vs_fft",
+    ]
+    numbers = {ratio + ending: found.pop(ratio + ending) for ratio in ratios for ending in ENDINGS}
+    assert all(math.isfinite(number) and number >= 0 for number in numbers.values())
+    assert all(numbers[ratio + "_seconds"] > 0 and numbers[ratio + "_batch"] == 2 for ratio in ratios)
+    assert found.pop("device") and found.pop("torch") == torch.__version__
+    assert found == {"batch": 2, "precision": "no", "threads": torch.get_num_threads()}
 
 
-def test_the_radial_spectrum_is_timed_against_its_transforms(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "spectrum", "--quick", "--batch", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["radial_spectrum_vs_fft"] > 0
-    assert found["radial_spectrum_vs_fft_reference_seconds"] > 0
+def test_a_table_says_ratio_times_and_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "resamplers", "spectrum", "--quick", "--batch", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[1:-2]} > {"gated_down_vs_copy", "radial_spectrum_vs_fft"}
+    assert all(len(line.split()) == 8 for line in lines[1:-2]) and "threads" in lines[-1]
+
+
+def test_a_peer_that_is_not_there_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_wavelets", None)
+    assert cli.main(["bench", "resamplers", "--quick", "--batch", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert "gated_down_vs_ptwt" in found and "gated_down_vs_pytorch_wavelets" not in found
+    assert "pytorch_wavelets" in shown.err and "spectral-diffusion[bench]" in shown.err
+
+
+@pytest.mark.parametrize("batch", ["0", "-3"])
+def test_a_batch_of_nothing_is_refused(batch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "spectrum", "--batch", batch]) == 2
+    assert f"--batch is {batch}; expected at least 1." in capsys.readouterr().err
+
+
+def test_a_gpu_gets_batches_and_runs_of_the_papers_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings().of_batch(cpu=8, quick=1), Settings(quick=True).of_batch(cpu=8, quick=1)) == (8, 1)
+    monkeypatch.setattr(timing, "device", lambda: torch.device("cuda"))
+    assert (Settings().of_batch(cpu=8), Settings().rounds(cpu=5, quick=3)) == (64, 30)
+    assert Settings(batch=2).of_batch(cpu=8) == 2
+
+
+@pytest.mark.parametrize("make", [peers.pytorch_wavelets_resamplers, peers.ptwt_resamplers])
+def test_peers_compute_what_ours_computes(make: object) -> None:
+    x = torch.randn(2, 8, 6, 10, generator=torch.Generator().manual_seed(1))
+    gates = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(2))
+    assert callable(make)
+    torch.testing.assert_close(make(x, gates)[0](), gated_down(x, gates))
+    torch.testing.assert_close(make(x, gates[..., :2])[1](), gated_up(x, gates[..., :2].contiguous()))
+
+
+def test_the_peer_unet_has_the_teachers_parameters() -> None:
+    """Oracle: the count of the original's key manifest (PAPER, Table 2)."""
+    with torch.device("meta"):
+        peer = peers.diffusers_unet("ffhq256-teacher")
+    assert sum(weight.numel() for weight in peer.parameters()) == 274_056_163

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectral_diffusion.spectral.attention import CrossAttention
 from spectral_diffusion.spectral.config import UNetConfig
 from spectral_diffusion.spectral.diffusion import Schedule, ddim
-from spectral_diffusion.spectral.reuse import OneContext
+from spectral_diffusion.spectral.reuse import OneContext, OneSampling
 from spectral_diffusion.spectral.unet import UNet
 
 from .tiny import randomized
@@ -80,3 +80,38 @@ def test_nothing_is_kept_while_gradients_are_recorded() -> None:
         assert keys.to_k.weight.grad is not None
         found.append(keys.to_k.weight.grad.clone())
     assert torch.equal(found[0], found[1]) and found[0].any()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_time_is_embedded_once_for_all_steps(unet: UNet, guidance: float) -> None:
+    schedule, noise = Schedule(), normal(2, 4, 8, 8)
+    contexts = {"cond": normal(2, 5, 24, seed=1), "uncond": normal(1, 5, 24, seed=2) if guidance != 1 else None}
+    expected = ddim(unet, noise, schedule, 6, guidance=guidance, **contexts)
+    calls: Counter[str] = Counter()
+    modules = {"embed": unet.time_embed, **{name: m for name, m in unet.named_modules() if name.endswith("emb_layers")}}
+    handles = [m.register_forward_hook(lambda *_, name=name: calls.update([name])) for name, m in modules.items()]
+    hooks = OneSampling(schedule.ddim_timesteps(6).tolist())
+    found = ddim(partial(unet, hooks=hooks), noise, schedule, 6, guidance=guidance, **contexts)
+    for handle in handles:
+        handle.remove()
+    assert set(calls) == set(modules) and set(calls.values()) == {1}
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_every_sample_may_have_a_step_of_its_own(unet: UNet) -> None:
+    x, t, context = normal(3, 4, 8, 8), torch.tensor([981, 1, 321]), normal(3, 5, 24)
+    with torch.no_grad():
+        found = unet(x, t, context, hooks=OneSampling([1, 321, 981]))
+        torch.testing.assert_close(found, unet(x, t, context), rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_that_was_not_announced_shows(unet: UNet) -> None:
+    with torch.no_grad():
+        found = unet(normal(2, 4, 8, 8), torch.tensor([1, 2]), normal(2, 5, 24), hooks=OneSampling([1, 9]))
+    assert found[0].isfinite().all() and found[1].isnan().all()
+
+
+def test_while_gradients_are_recorded_the_embedding_learns(unet: UNet) -> None:
+    trained = randomized(UNet(CONFIG))
+    trained(normal(1, 4, 8, 8), torch.tensor([5]), normal(1, 5, 24), hooks=OneSampling([5])).sum().backward()
+    assert trained.time_embed[0].weight.grad is not None
