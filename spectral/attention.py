@@ -46,6 +46,13 @@ class SelfAttention(nn.Module):
         out = hooks.attention(self, "attn1", 0, cells, cells)
         return x + out.transpose(1, 2).reshape(x.shape)
 
+    def whole(self, x: Tensor, context: Tensor) -> Tensor:
+        """As `hooks.Attending`; torch's kernel reads q, k and v where the product has left them."""
+        if context is not x or self.attention is not scaled_dot_product_attention:
+            return self.output(self.attend(*self.project(x, context, context)))
+        q, k, v = self.qkv(x).unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+        return self.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
     def project(self, x: Tensor, context: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `hooks.Attending`; one product makes all three where they are of the same tokens."""
         made = self.qkv(x)
@@ -100,6 +107,9 @@ class CrossAttention(nn.Module):
         self.to_k = make.linear(context_dim, channels, bias=False)
         self.to_v = make.linear(context_dim, channels, bias=False)
         self.to_out = nn.Sequential(make.linear(channels, channels))
+
+    def whole(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.output(self.attend(*self.project(x, context, context)))
 
     def project(self, x: Tensor, context: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.to_q(x), self.to_k(context), self.to_v(value)

@@ -29,6 +29,10 @@ class Attending(Protocol):
         """The projection of the weighted values back to the features' width."""
         ...
 
+    def whole(self, x: Tensor, context: Tensor) -> Tensor:
+        """The three parts after each other."""
+        ...
+
 
 class TimeEmbedding(Protocol):
     """A network that hears of the time."""
@@ -90,7 +94,7 @@ class Hooks:
         Args:
             depth: which of the transformer blocks of one place this is.
         """
-        return layer.output(layer.attend(*layer.project(x, context, context)))
+        return layer.whole(x, context)
 
     def between(self, x: Tensor) -> Tensor:
         """A transformer's tokens between its two attentions."""
