@@ -6,6 +6,7 @@
     fdm          two stages against one
     train        a step of distillation over the passes through teacher and student alone
     spectrum     the radial spectrum over its transforms alone
+    comfyui      with --comfyui: KSampler over its calls of the U-Net, and what the pack adds to ComfyUI's start
 
 Ratios named X_vs_Y are above 1 where X is faster; `…_vs_copy`, `…_vs_fft` and overheads are time over the reference.
 """
@@ -15,13 +16,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..spectral.errors import SpectralError
 from . import cli
-from .bench import distilling, networks, resamplers, sampling, spectra
+from .bench import comfyui, distilling, networks, resamplers, sampling, spectra
+from .bench.comfyui import Installation
 from .bench.timing import Settings
 from .processes import device
 
@@ -43,23 +47,31 @@ def main(argv: Sequence[str]) -> None:
     """The command `bench`."""
     parser = cli.Parser("bench", f"Measure speed. {__doc__}")
     parser.formatter_class = _Formatter
+    names = [*SUBJECTS, "comfyui"]
     parser.add_argument(
-        "what", nargs="*", metavar="WHAT", choices=[*SUBJECTS, []], help=f"of {', '.join(SUBJECTS)}; all by default"
+        "what", nargs="*", metavar="WHAT", choices=[*names, []], help=f"of {', '.join(names)}; all by default"
     )
     parser.add_argument(
         "--batch", type=int, help="samples at a time; by default 64 on a GPU, on a CPU 8 for U-Nets and 16 or 32 else"
     )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of networks and training")
+    parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help="a ComfyUI to measure the nodes in")
+    parser.add_argument("--comfyui-python", default=sys.executable, metavar="FILE", help="the Python that it runs on")
     parser.add_argument("--quick", action="store_true", help="less than a minute; U-Nets on a CPU with single samples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.batch is not None and arguments.batch < 1:
         raise SpectralError(f"--batch is {arguments.batch}; expected at least 1.")
     settings = Settings(arguments.batch, arguments.precision, arguments.quick)
+    subjects = dict(SUBJECTS)
+    if arguments.comfyui is not None:
+        subjects["comfyui"] = partial(comfyui.measure, at=Installation(arguments.comfyui, arguments.comfyui_python))
+    elif "comfyui" in arguments.what:
+        raise SpectralError("To measure the nodes, give the folder of a ComfyUI to --comfyui.")
     result: dict[str, Any] = {}
-    for name in arguments.what or SUBJECTS:
+    for name in arguments.what or subjects:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        result |= SUBJECTS[name](settings)
+        result |= subjects[name](settings)
     result |= machine() | {"batch": settings.of_batch(cpu=8, quick=1), "precision": settings.precision}
     if arguments.json:
         cli.report(result, as_json=True)
@@ -85,6 +97,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{name:{width}}  {ratio:8.3f}   {spread:<6.3f}  {readable(first):>10}  {readable(reference):>10}  {batch}"
         )
+    if "start_added_seconds" in result:
+        added, alone = result["start_added_seconds"], result["start_seconds"]
+        lines += ["", f"The pack adds {added:.3f} s to ComfyUI's start, which takes {alone:.2f} s without it."]
     about = ", ".join(
         f"{name} {result[name]}" for name in ("device", "threads", "precision", "torch") if name in result
     )

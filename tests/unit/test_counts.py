@@ -69,9 +69,7 @@ def test_a_prediction_takes_so_many_kernels_and_copies_only_its_ends(kind: str, 
     unet, x, t = network(kind), latents(), torch.full((2,), 5)
     found = counted(lambda: unet(x, t))
     assert found.kernels() <= kernels
-    assert found.copies() == 3, (
-        "the latent into the order of the features, the prediction out of it, the steps to float"
-    )
+    assert found.copies() == 3, "the latent into the features' order, the prediction out of it, the steps to float"
 
 
 def test_a_step_of_sampling_adds_few_kernels_to_the_network() -> None:
