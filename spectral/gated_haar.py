@@ -50,6 +50,9 @@ def gated_up(x: Tensor, gates: Tensor) -> Tensor:
 
 
 def _recorded(x: Tensor, gates: Tensor) -> bool:
+    """Whether the backward pass is ours; a compiler makes its own."""
+    if torch.compiler.is_compiling():
+        return False
     return torch.is_grad_enabled() and (x.requires_grad or gates.requires_grad)
 
 

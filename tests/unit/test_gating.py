@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spectral_diffusion.spectral.gated_haar import gated_down, gated_up
 from spectral_diffusion.spectral.gating import WaveletDown, WaveletGate, WaveletUp
 
 from .tiny import randomized
@@ -179,3 +180,24 @@ def test_memory_layout_changes_nothing(wavelet: str) -> None:
     x = features(2, 8, 6, 7)
     for layer in (down(wavelet=wavelet), up(wavelet=wavelet)):
         torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)), layer(x))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("function", [gated_down, gated_up])
+def test_every_precision_is_added_up_well(
+    function: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, bound: float
+) -> None:
+    """Output and gradients against float64 of the same rounded inputs: one rounding of the result, 2⁻¹¹ or 2⁻⁸."""
+    x, gates = features(2, 8, 6, 8, dtype=dtype), torch.rand(2, 4, 8 if function is gated_down else 2).to(dtype)
+    found, expected = (both_ways(function, x.to(kind), gates.to(kind)) for kind in (dtype, torch.float64))
+    for mine, exact in zip(found, expected, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - exact).abs().max() <= bound * exact.abs().max()
+
+
+def both_ways(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
+    """The output, and the gradients of a sum that weighs its cells by their place."""
+    x, gates = x.clone().requires_grad_(), gates.clone().requires_grad_()
+    out = function(x, gates)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    return out.detach(), *torch.autograd.grad(out, (x, gates), weights)
