@@ -121,14 +121,18 @@ def _bands(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tenso
     return ll, lh, upper + lower, upper.sub_(lower)
 
 
-class _GatedDown(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, gates: Tensor) -> Tensor:
-        return _down(x, gates)
+class _KeepsInputs(torch.autograd.Function):
+    """Whose backward pass needs what it was given, and nothing else."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+
+class _GatedDown(_KeepsInputs):
+    @staticmethod
+    def forward(x: Tensor, gates: Tensor) -> Tensor:
+        return _down(x, gates)
 
     @staticmethod
     @once_differentiable
@@ -146,14 +150,10 @@ class _GatedDown(torch.autograd.Function):
         return dx, dgates
 
 
-class _GatedUp(torch.autograd.Function):
+class _GatedUp(_KeepsInputs):
     @staticmethod
     def forward(x: Tensor, gates: Tensor) -> Tensor:
         return _up(x, gates)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attention import CrossAttention
 from .hooks import Attending, Hooks, Shifted, TimeEmbedding
+from .unet import ResBlock
 
 
 class OneContext(Hooks):
@@ -78,10 +79,10 @@ class OneSampling(OneContext):
         embedding = self.embedding(network.embed(steps, dtype))
         sums, at = [], 0
         for block in network.modules():
-            if hasattr(block, "emb_layers"):
-                sums.append(super().shift(block, embedding))  # type: ignore[arg-type]
-                self._spans[block] = at, at + sums[-1].shape[1]  # type: ignore[index]
-                at = self._spans[block][1]  # type: ignore[index]
+            if isinstance(block, ResBlock):
+                sums.append(super().shift(block, embedding))
+                self._spans[block] = at, at + sums[-1].shape[1]
+                at = self._spans[block][1]
         table = torch.cat(sums, dim=1)
         return torch.cat([table, table.new_full((1, at), math.nan)])
 
