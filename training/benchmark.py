@@ -6,6 +6,8 @@
     fdm          two stages against one
     train        a step of distillation over the passes through teacher and student alone
     spectrum     the radial spectrum over its transforms alone
+    table        by name only: student, Lite and teacher at batches of 1, 8 and 64, time and memory (minutes on a CPU)
+    scaling      by name only: the student's time and memory over batch, resolution and steps, with slopes
     comfyui      with --comfyui: KSampler over its calls of the U-Net, and what the pack adds to ComfyUI's start
 
 Ratios named X_vs_Y are above 1 where X is faster; `…_vs_copy`, `…_vs_fft` and overheads are time over the reference.
@@ -24,7 +26,7 @@ import torch
 
 from ..spectral.errors import SpectralError
 from . import cli
-from .bench import comfyui, distilling, networks, resamplers, sampling, spectra
+from .bench import comfyui, distilling, networks, resamplers, sampling, scaling, spectra
 from .bench.comfyui import Installation
 from .bench.timing import Settings
 from .processes import device
@@ -37,6 +39,11 @@ SUBJECTS: dict[str, Callable[[Settings], dict[str, float]]] = {
     "train": distilling.measure,
     "spectrum": spectra.measure,
 }
+#: What is measured only when it is asked for.
+BY_NAME: dict[str, Callable[[Settings], dict[str, float]]] = {
+    "table": scaling.measure_table,
+    "scaling": scaling.measure_growth,
+}
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -47,9 +54,9 @@ def main(argv: Sequence[str]) -> None:
     """The command `bench`."""
     parser = cli.Parser("bench", f"Measure speed. {__doc__}")
     parser.formatter_class = _Formatter
-    names = [*SUBJECTS, "comfyui"]
+    names = [*SUBJECTS, *BY_NAME, "comfyui"]
     parser.add_argument(
-        "what", nargs="*", metavar="WHAT", choices=[*names, []], help=f"of {', '.join(names)}; all by default"
+        "what", nargs="*", metavar="WHAT", choices=[*names, []], help=f"of {', '.join(names)}; the first six by default"
     )
     parser.add_argument(
         "--batch", type=int, help="samples at a time; by default 64 on a GPU, on a CPU 8 for U-Nets and 16 or 32 else"
@@ -71,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     result: dict[str, Any] = {}
     for name in arguments.what or subjects:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        result |= subjects[name](settings)
+        result |= (subjects | BY_NAME)[name](settings)
     result |= machine() | {"batch": settings.of_batch(cpu=8, quick=1), "precision": settings.precision}
     if arguments.json:
         cli.report(result, as_json=True)
@@ -89,14 +96,15 @@ def machine() -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The ratios with their spreads and the times behind them, a line each."""
     names = [name.removesuffix("_spread") for name in result if name.endswith("_spread")]
-    width = max(map(len, names))
-    lines = [f"{'':{width}}  {'ratio':>8}   ±       {'time':>10}  {'reference':>10}  batch"]
+    width = max(map(len, names), default=0)
+    lines = [f"{'':{width}}  {'ratio':>8}   ±       {'time':>10}  {'reference':>10}  batch"] if names else []
     for name in names:
         ratio, spread, batch = (result[name + end] for end in ("", "_spread", "_batch"))
         first, reference = (result[name + end] for end in ("_seconds", "_reference_seconds"))
         lines.append(
             f"{name:{width}}  {ratio:8.3f}   {spread:<6.3f}  {readable(first):>10}  {readable(reference):>10}  {batch}"
         )
+    lines += scaling.lines(result)
     if "start_added_seconds" in result:
         added, alone = result["start_added_seconds"], result["start_seconds"]
         lines += ["", f"The pack adds {added:.3f} s to ComfyUI's start, which takes {alone:.2f} s without it."]

@@ -14,7 +14,7 @@ import torch
 from spectral_diffusion.spectral import presets
 from spectral_diffusion.spectral.gated_haar import gated_down, gated_up
 from spectral_diffusion.training import cli
-from spectral_diffusion.training.bench import networks, peers, timing
+from spectral_diffusion.training.bench import networks, peers, scaling, timing
 from spectral_diffusion.training.bench.timing import Settings, in_turn, overhead, speed
 
 ENDINGS = ("", "_spread", "_seconds", "_reference_seconds", "_batch")
@@ -78,6 +78,25 @@ def test_everything_is_one_flat_object(small: str, capsys: pytest.CaptureFixture
     assert all(numbers[ratio + "_seconds"] > 0 and numbers[ratio + "_batch"] == 2 for ratio in ratios)
     assert found.pop("device") and found.pop("torch") == torch.__version__
     assert found == {"batch": 2, "precision": "no", "threads": torch.get_num_threads()}
+
+
+def test_growth_has_slopes_and_the_table_every_network(
+    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "PRESET", small)
+    monkeypatch.setattr(scaling, "ENOUGH", 0.0)
+    monkeypatch.setattr(scaling, "GROWTH", {"batch": (1, 2, 4), "side": (8, 16, 32), "steps": (2, 4, 8)})
+    assert cli.main(["bench", "scaling", "table", "--quick", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["student_batch_2_seconds"] > 0 and found["student_steps_4_seconds"] > 0
+    assert all(math.isfinite(found[f"slope_{name}_{unit}"]) for name in scaling.GROWTH for unit in ("seconds", "gib"))
+    assert {f"{kind}_batch_{n}_gib" for kind in ("student", "lite", "teacher") for n in (1, 8)} < set(found)
+    assert cli.main(["bench", "scaling", "--quick"]) == 0
+    assert "slope_side_seconds" in capsys.readouterr().out
+
+
+def test_a_slope_is_the_power() -> None:
+    assert scaling.slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
 
 
 def test_a_table_says_ratio_times_and_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_diffusion.spectral import presets
@@ -21,6 +20,7 @@ from spectral_diffusion.spectral.diffusion import Schedule, ddim
 from spectral_diffusion.spectral.gated_haar import gated_down, gated_up
 from spectral_diffusion.spectral.reuse import OneSampling
 from spectral_diffusion.spectral.unet import UNet
+from spectral_diffusion.training.bench.timing import peak_memory
 
 COPIES = ("aten.clone", "aten.copy_", "aten._to_copy")
 #: Operations that only look at memory, and those that only ask for it.
@@ -116,21 +116,10 @@ def test_the_backward_pass_keeps_features_and_gates_and_nothing_else(
     assert set(kept) == {x.data_ptr(), gates.data_ptr()}
 
 
-def peak(function: Callable[[], object]) -> int:
-    """Bytes that torch has allocated at most while the function runs."""
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    now = most = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
-
-
 def test_memory_of_a_prediction() -> None:
     """In units of one map of the widest features at full resolution, of which the skips hold most."""
     unet, x, t = network("student"), latents(4, 32), torch.full((4,), 5)
-    unet(x, t)  # what is set up once
     unit = 4 * 32 * 32 * 32 * 4
-    assert peak(lambda: unet(x, t)) / unit <= 9.5
+    with torch.no_grad():
+        unet(x, t)  # what is set up once
+        assert peak_memory(lambda: unet(x, t)) / unit <= 9.5

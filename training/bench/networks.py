@@ -39,11 +39,16 @@ def measure(settings: Settings) -> dict[str, float]:
 
 
 def call(preset: str, batch: int, settings: Settings) -> Callable[[], Tensor]:
-    """One prediction of a preset's U-Net, laid out as the loader lays it out."""
-    network = filled(partial(presets.build, preset), settings.dtype)
-    network = network.to(memory_format=memory_order(device()))  # type: ignore[call-overload]
+    """One prediction of a preset's U-Net."""
+    network = loaded(preset, settings)
     x, t = inputs(batch, settings)
     return torch.inference_mode()(partial(network, x, t))  # type: ignore[no-any-return]
+
+
+def loaded(preset: str, settings: Settings) -> nn.Module:
+    """A preset's U-Net, laid out as the loader lays it out."""
+    network = filled(partial(presets.build, preset), settings.dtype)
+    return network.to(memory_format=memory_order(device()))  # type: ignore[call-overload, no-any-return]
 
 
 def diffusers_call(batch: int, settings: Settings) -> Callable[[], Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from ..processes import device
 
@@ -62,6 +63,24 @@ def seconds(function: Callable[[], object], repeats: int = 1) -> float:
     for _ in range(repeats):
         function()
     return (time.perf_counter() - began) / repeats
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes that torch has allocated at most during a call, beyond what was allocated before it."""
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    now = most = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
 
 
 def in_turn(functions: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1, repeats: int = 1) -> Times:
