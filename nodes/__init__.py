@@ -15,6 +15,7 @@ from .latent import EmptyLatent
 from .loading import LoadCheckpoint
 from .lora import LoadLora
 from .response import DenoiserResponse
+from .reuse import ReuseDeepFeatures
 from .save_spectrum import SaveSpectrum
 from .spectrum import PowerSpectrum, RadialSpectrumNode
 from .trace import GateTrace, GateTracePlot
@@ -32,6 +33,7 @@ NODE_CLASS_MAPPINGS = {
     "SpectralDiffusionWaveletGate": WaveletGate,
     "SpectralDiffusionGateTrace": GateTrace,
     "SpectralDiffusionGateTracePlot": GateTracePlot,
+    "SpectralDiffusionReuseDeepFeatures": ReuseDeepFeatures,
     "SpectralDiffusionWaveletGuidance": WaveletGuidance,
     "SpectralDiffusionWaveletBands": WaveletBands,
     "SpectralDiffusionExampleImages": ExampleImages,
@@ -57,6 +59,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SpectralDiffusionWaveletGate": "Wavelet Gate",
     "SpectralDiffusionGateTrace": "Gate Trace",
     "SpectralDiffusionGateTracePlot": "Gate Trace Plot",
+    "SpectralDiffusionReuseDeepFeatures": "Reuse Deep Features",
     "SpectralDiffusionWaveletGuidance": "Wavelet Guidance",
     "SpectralDiffusionWaveletBands": "Wavelet Bands",
     "SpectralDiffusionExampleImages": "Example Images (Spectral Diffusion)",

@@ -92,6 +92,12 @@ def added(h: Tensor, additions: Additions | None, part: Part) -> Tensor:
     return h + addition
 
 
+def skip(additions: Additions | None, blocks: int) -> None:
+    """Leave out what ControlNets add to the middle, and to the output blocks that come first, for they are not run."""
+    if additions is not None and blocks > 0:
+        del additions.get("output", [])[-blocks:]
+
+
 def _ending(weights: dict[str, Any], end: str) -> Any:
     """The first weight whose name ends so, or None."""
     return next((weight for name, weight in weights.items() if name.endswith(end)), None)

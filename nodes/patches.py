@@ -13,11 +13,14 @@ from typing import Any, Literal, Protocol
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ..spectral.deep_features import DeepFeatures
 from ..spectral.hooks import Attending, Direction, Hooks, Part
 from . import control
 
 #: Where a MODEL's options hold the patches of its gates, a tuple of `GatePatch`.
 GATES = "spectral_diffusion_gates"
+#: Where they hold what deep features are remembered by, a `Remembering`.
+REUSE = "spectral_diffusion_reuse"
 #: What this version's attention functions can be told besides q, k, v and heads.
 _ACCEPTED = inspect.signature(optimized_attention).parameters
 _TELLS_ALL = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in _ACCEPTED.values())
@@ -44,6 +47,14 @@ class GatePatch(Protocol):
     """Reads or changes gates [B, 4, C] on their way, as `Hooks.gates`."""
 
     def __call__(self, gates: Tensor, direction: Direction, level: int, moment: Moment) -> Tensor: ...
+
+
+class Remembering(Protocol):
+    """Keeps deep features from one call of the network to the next."""
+
+    def features(self, moment: Moment) -> DeepFeatures | None:
+        """Those for this call; None runs the whole network and keeps nothing."""
+        ...
 
 
 class Patches(Hooks):
@@ -73,6 +84,8 @@ class Patches(Hooks):
         self.precision = attn_precision
         self.gate_patches: tuple[GatePatch, ...] = options.get(GATES, ())
         self.moment = Moment(options, timesteps)
+        remembering: Remembering | None = options.get(REUSE)
+        self.deep = None if remembering is None else remembering.features(self.moment)
         self.transformers = 0
         options["original_shape"], options["transformer_index"] = list(x.shape), 0
 
@@ -80,6 +93,22 @@ class Patches(Hooks):
         for patch in self.patches.get("emb_patch", ()):
             embedding = patch(embedding, self.width, self.options)
         return embedding
+
+    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
+        recalled = None if self.deep is None else self.deep.recall(shape, blocks)
+        if recalled is None:
+            return None
+        outer, h = recalled
+        control.skip(self.control, blocks - outer)
+        return outer, self._own(h)
+
+    def rise(self, left: int, h: Tensor) -> None:
+        if self.deep is not None:
+            self.deep.rise(left, self._own(h))
+
+    def _own(self, h: Tensor) -> Tensor:
+        """Features that a patch may write to, as FreeU does."""
+        return h.clone() if "output_block_patch" in self.patches else h
 
     def enter(self, part: Part, index: int) -> None:
         self.options["block"], self.options["transformer_index"] = (part, index), self.transformers

@@ -27,8 +27,8 @@ from .formats.source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 from .formats.tensor_files import open_tensors
 from .formats.writing import stored
 from .layers import memory_order
+from .limits import check as check_unet
 from .unet import UNet
-from .unet import check as check_unet
 
 AS_THE_FILE_SAYS = ReadOptions()
 Layout = Literal["spectral", "ldm", "diffusers"]

@@ -68,6 +68,21 @@ class Hooks:
         """What a residual block adds to its features for the time, or scales and shifts them by, [B, outputs]."""
         return block.emb_layers(embedding)  # type: ignore[no-any-return]
 
+    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
+        """How many of the outermost blocks to run, and what comes up to them from below; None runs the whole network.
+
+        Args:
+            shape: of the latent [B, C, H, W].
+            blocks: how many there are on the way down, and on the way up.
+        """
+        return None
+
+    def rise(self, left: int, h: Tensor) -> None:
+        """The features that come up to an output block; `left` blocks are to go, this one counted.
+
+        Unchanged as yet by `join`, which may write to them.
+        """
+
     def enter(self, part: Part, index: int) -> None:
         """The block of LDM's list `input_blocks`, `middle_block` or `output_blocks` that comes next."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import CrossAttention
+from .deep_features import DeepFeatures, Reuse
 from .hooks import Attending, Hooks, Shifted, TimeEmbedding
 from .unet import ResBlock
 
@@ -48,10 +49,12 @@ class OneSampling(OneContext):
 
     Args:
         steps: all that the network will be asked about; of any other it would make NaN.
+        reuse: of deep features from one step to the next; None runs the whole network at every step.
     """
 
-    def __init__(self, steps: Iterable[int]) -> None:
+    def __init__(self, steps: Iterable[int], reuse: Reuse | None = None) -> None:
         super().__init__()
+        self._deep = None if reuse is None else DeepFeatures(reuse)
         self._steps = sorted(set(steps))
         self._table: Tensor | None = None
         self._rows = torch.empty(0)
@@ -70,6 +73,13 @@ class OneSampling(OneContext):
             return super().shift(block, embedding)
         start, stop = self._spans[block]
         return embedding[:, start:stop]
+
+    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
+        return None if self._deep is None else self._deep.recall(shape, blocks)
+
+    def rise(self, left: int, h: Tensor) -> None:
+        if self._deep is not None:
+            self._deep.rise(left, h)
 
     def _compute(self, network: TimeEmbedding, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[steps + 1, outputs of all blocks]; the last row is for steps that were not announced."""

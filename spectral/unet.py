@@ -7,9 +7,9 @@ caller may give, so that the same network runs in training and as a native Comfy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from . import autoencoder
-from . import wavelet as wavelets
 from .attention import SelfAttention, SpatialTransformer, scaled_dot_product_attention
 from .config import StagesConfig, UNetConfig
-from .entries import FIRST_ENTRY, check_entries, entries
-from .errors import SpectralError
+from .entries import FIRST_ENTRY, entries
 from .gating import WaveletDown, WaveletUp
 from .hooks import NO_HOOKS, Hooks
 from .layers import Attention, Layers, added, ordered, silu, zeroed
+from .limits import check
 from .resampling import ConvDown, ConvUp, NearestUp, PoolDown, Resampler, Size
 
 
@@ -125,6 +124,15 @@ class Blocks(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Block]:  # type: ignore[override]
         return super().__iter__()  # type: ignore[return-value]
+
+
+class _Call(NamedTuple):
+    """What goes along through one call of the network, as `UNet.forward` was given it."""
+
+    embedding: Tensor
+    context: Tensor | None
+    features: dict[Tap, Tensor] | None
+    hooks: Hooks
 
 
 class UNet(nn.Module):
@@ -297,37 +305,50 @@ class UNet(nn.Module):
         Returns:
             [B, out_channels, H, W], twice the channels of x for a network of stages.
         """
-        embedding = hooks.time(self, timesteps, x.dtype)
-        if context is not None:
-            context = context.to(x.dtype)
-        h, skips = ordered(x), []
+        call = _Call(
+            hooks.time(self, timesteps, x.dtype), None if context is None else context.to(x.dtype), features, hooks
+        )
         enter, first, leave = self._ends(stage)
-        for index, block in enumerate(self.input_blocks):
-            if index < first:
-                continue
-            hooks.enter("input", index)
-            if index == first and enter is not None:
+        blocks = len(self.input_blocks) - first
+        recalled = hooks.recall(tuple(x.shape), blocks)
+        h, skips = self._down(call, ordered(x), enter, range(first, first + (recalled[0] if recalled else blocks)))
+        h = recalled[1] if recalled else self._middle(call, h)
+        return leave(self._up(call, h, skips, len(self.output_blocks) - first)).contiguous()  # type: ignore[no-any-return]
+
+    def _down(self, call: _Call, h: Tensor, enter: nn.Module | None, blocks: range) -> tuple[Tensor, list[Tensor]]:
+        """The input blocks, the first of them replaced by `enter`; what they lead to, and what they leave as skips."""
+        skips = []
+        for index, block in list(enumerate(self.input_blocks))[blocks.start : blocks.stop]:
+            call.hooks.enter("input", index)
+            if index == blocks.start and enter is not None:
                 h = self._run(enter, h)
             else:
-                h = self._run(block.features, h, embedding, context, hooks)
-                self._tap(features, "down", index, h)
-                h = self._run(block.resample, h, embedding, None, hooks)
-            h = hooks.leave("input", h)
+                h = self._run(block.features, h, call.embedding, call.context, call.hooks)
+                self._tap(call.features, "down", index, h)
+                h = self._run(block.resample, h, call.embedding, None, call.hooks)
+            h = call.hooks.leave("input", h)
             skips.append(h)
-            h = hooks.go_on(h)
-        hooks.enter("middle", 0)
-        h = hooks.leave("middle", self._run(self.middle_block.features, h, embedding, context, hooks))
-        self._tap(features, "middle", 0, h)
-        for index, block in enumerate(self.output_blocks):
-            if not skips:  # a smaller stage has arrived at its own size
-                break
-            hooks.enter("output", index)
-            h = torch.cat(hooks.join(h, skips.pop()), dim=1)
-            h = self._run(block.features, h, embedding, context, hooks)
-            self._tap(features, "up", index, h)
+            h = call.hooks.go_on(h)
+        return h, skips
+
+    def _middle(self, call: _Call, h: Tensor) -> Tensor:
+        call.hooks.enter("middle", 0)
+        h = self._run(self.middle_block.features, h, call.embedding, call.context, call.hooks)
+        h = call.hooks.leave("middle", h)
+        self._tap(call.features, "middle", 0, h)
+        return h
+
+    def _up(self, call: _Call, h: Tensor, skips: list[Tensor], end: int) -> Tensor:
+        """The output blocks before `end`, as many as there are skips."""
+        for index, block in list(enumerate(self.output_blocks))[end - len(skips) : end]:
+            call.hooks.rise(len(skips), h)
+            call.hooks.enter("output", index)
+            h = torch.cat(call.hooks.join(h, skips.pop()), dim=1)
+            h = self._run(block.features, h, call.embedding, call.context, call.hooks)
+            self._tap(call.features, "up", index, h)
             if skips:
-                h = self._run(block.resample, h, embedding, _size(skips), hooks)
-        return leave(h).contiguous()  # type: ignore[no-any-return]
+                h = self._run(block.resample, h, call.embedding, _size(skips), call.hooks)
+        return h
 
     def _ends(self, stage: int) -> tuple[nn.Module | None, int, nn.Module]:
         """What a stage's signal enters by (None: the first block), in place of which block, and leaves by."""
@@ -350,49 +371,3 @@ class UNet(nn.Module):
 def _size(skips: list[Tensor]) -> Size:
     """Height and width of the skip that comes next."""
     return (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
-
-
-def check(config: UNetConfig) -> None:
-    """Refuse what cannot be built.
-
-    Raises:
-        SpectralError: names the setting, what was expected, and what to do.
-    """
-
-    def positive(values: Iterable[int]) -> bool:
-        return all(value > 0 for value in values)
-
-    sizes = (config.in_channels, config.out_channels, config.model_channels, config.num_res_blocks)
-    if not positive(sizes) or not config.channel_mult or not positive(config.channel_mult):
-        raise SpectralError("A U-Net's channels, channel_mult and num_res_blocks must all be at least 1.")
-    limits = {"image_size": 2**14, "transformer_depth": 64, "num_res_blocks": 64, "model_channels": 2**14}
-    for name, most in limits.items():
-        if not 1 <= getattr(config, name) <= most:
-            raise SpectralError(f"A U-Net's {name} is {getattr(config, name)}; expected 1 to {most}.")
-    if len(config.channel_mult) > 16 or max(config.channel_mult) > 64:
-        raise SpectralError("A U-Net's channel_mult has at most 16 levels of at most 64 times the width.")
-    if config.norm_groups < 1 or config.model_channels % config.norm_groups:
-        raise SpectralError(
-            f"model_channels is {config.model_channels}; group normalisation needs a multiple of {config.norm_groups} "
-            "(norm_groups)."
-        )
-    if config.num_heads < 1 and config.num_head_channels < 1:
-        raise SpectralError("A U-Net's attention needs num_heads or num_head_channels; set one of them.")
-    if config.use_spatial_transformer and not config.context_dim:
-        raise SpectralError("use_spatial_transformer needs context_dim, the width of the context; set it.")
-    if config.resampler == "wavelet":
-        if config.wavelet != "haar":
-            wavelets.filter_bank(config.wavelet)
-        for mult in config.channel_mult:
-            if config.model_channels * mult % 4:
-                raise SpectralError(
-                    f"{config.model_channels * mult} channels do not split into the four bands of a wavelet; choose "
-                    "model_channels and channel_mult whose products are multiples of 4."
-                )
-    if config.stages is not None:
-        check_entries(config)
-    attending = [mult for i, mult in enumerate(config.channel_mult) if 2**i in config.attention_resolutions]
-    for mult in (*attending, config.channel_mult[-1]):  # the middle block always attends
-        width = config.model_channels * mult
-        if width % (config.num_head_channels if config.num_head_channels > 0 else config.num_heads):
-            raise SpectralError(f"{width} channels cannot be split into attention heads; change num_head_channels.")

@@ -17,7 +17,7 @@ from torch import nn
 from ..spectral import checkpoint, fdm, presets
 from ..spectral.config import ModelConfig
 from ..spectral.errors import SpectralError
-from ..spectral.unet import check
+from ..spectral.limits import check
 from . import cli
 from .data.batches import Data
 from .data.contexts import Contexts

@@ -18,7 +18,7 @@ from ..spectral.checkpoint import Checkpoint
 from ..spectral.config import ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from . import cli
+from . import cli, running
 from .data.config import DataConfig
 from .data.images import Images
 from .evaluation import samples, scoring
@@ -151,7 +151,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         SpectralError: a file cannot be used, or as `evaluate` and `evaluate_pictures`.
     """
     join()
-    config = EvaluationConfig(**{item.name: getattr(arguments, item.name) for item in fields(EvaluationConfig)})
+    named = [item.name for item in fields(EvaluationConfig) if item.name != "running"]
+    config = EvaluationConfig(
+        **{name: getattr(arguments, name) for name in named},
+        running=running.of(arguments),
+    )
     data = DataConfig(
         arguments.data,
         subgroups=tuple(arguments.subgroups),
@@ -209,6 +213,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that read the data")
     parser.add_argument("--max-corrupt", type=float, default=0.01, help="share, or number, of the data that may be bad")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    running.add_options(parser)
     cli.add_part_options(parser)
     cli.add_read_options(parser)
     arguments = parser.parse_args(argv)

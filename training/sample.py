@@ -18,16 +18,18 @@ from ..spectral.conditioning import has_null
 from ..spectral.config import ConditioningConfig, ModelConfig
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from ..spectral.reuse import OneSampling
 from ..spectral.unet import UNet
-from . import cli, figures
+from . import cli, figures, running
 from .loop.config import check_seed
 from .processes import device
+from .running import Running
 from .staging import process_of
 from .teachers import assemble
 from .tokens import tokens_of
 
 LARGEST = 8192  # pixels along a side
+#: Every step whole, in the precision that the U-Net has.
+WHOLE = Running()
 
 
 def context_of(
@@ -102,6 +104,7 @@ def sample(
     batch: int = 16,
     vocabulary: Path | None = None,
     indices: Sequence[int] | None = None,
+    how: Running = WHOLE,
 ) -> Tensor:
     """One image for each prompt, [N, 3, H, W] in [0, 1]. Image i depends on (seed, i) and its prompt alone.
 
@@ -110,6 +113,7 @@ def sample(
         size: side of the images in pixels; the training size by default.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
         indices: the i of every prompt; 0, 1, … by default.
+        how: the U-Net is run, which was prepared for it (`Running.prepare`).
 
     Raises:
         SpectralError: prompts that the model does not know, guidance of a model without a null condition, or a size
@@ -135,6 +139,7 @@ def sample(
             seed=seed,
             side=side,
             vocabulary=vocabulary,
+            how=how,
         )
         images.append(first_stage.decode(latent.to(stage_device)).cpu())  # type: ignore[operator]
     return ((torch.cat(images).clamp(-1, 1) + 1) / 2).float()
@@ -167,6 +172,7 @@ def latents(
     side: int | None = None,
     vocabulary: Path | None = None,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    how: Running = WHOLE,
 ) -> Tensor:
     """One batch of latents, [N, C, h, w], as the first stage has them (not scaled), on the U-Net's device.
 
@@ -190,7 +196,7 @@ def latents(
     else:
         run, times = partial(fdm.sample, process=process), [step.t for step in fdm.plan_of(process, steps)]
     made = run(
-        partial(unet, hooks=OneSampling(times)) if isinstance(unet, UNet) else unet,
+        how.network(unet, times),
         noise.to(device),
         steps=steps,
         guidance=weight,
@@ -232,16 +238,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
     parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    running.add_options(parser)
     cli.add_part_options(parser)
     cli.add_read_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise SpectralError(f"--count is {arguments.count}; at least 1 image is made of each prompt.")
+    how = running.of(arguments)
     file = assemble(arguments.checkpoint, cli.read_options(arguments), arguments.first_stage, arguments.text_encoder)
     opened = checkpoint.build(file, device=device())
+    if opened.unet is not None:
+        how.prepare(opened.unet)
     prompts = [prompt for prompt in arguments.prompts or [""] for _ in range(arguments.count)]
     options = {name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "size", "vocabulary")}
-    images = sample_checkpoint(opened, prompts, **options)
+    images = sample_checkpoint(opened, prompts, how=how, **options)
     paths = write_images(images, arguments.out / "images")
     grid = arguments.out / "grid.png"
     rows = {prompt: images[[i for i, own in enumerate(prompts) if own == prompt]] for prompt in dict.fromkeys(prompts)}

@@ -22,7 +22,8 @@ from ..spectral.config import (
 )
 from ..spectral.diffusion import Schedule
 from ..spectral.errors import SpectralError
-from ..spectral.unet import UNet, check
+from ..spectral.limits import check
+from ..spectral.unet import UNet
 from . import cli
 from .data.batches import Batch, Data
 from .data.config import DataConfig

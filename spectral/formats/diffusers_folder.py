@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .. import autoencoder, unet
+from .. import autoencoder, limits
 from ..config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
 from ..errors import SpectralError
 from ..presets import Preset
@@ -207,7 +207,7 @@ def _read_unet(settings: Settings, options: ReadOptions, notes: list[str]) -> UN
         config = replace(config, num_heads=options.heads or -1, num_head_channels=options.head_channels or -1)
     if options.image_size is None and settings.side("sample_size") is None:
         notes.append(f"{settings.name} does not say its sample_size; {config.image_size} is assumed.")
-    _buildable(settings, lambda: unet.check(config))
+    _buildable(settings, lambda: limits.check(config))
     _note_unread(settings, notes)
     return config
 

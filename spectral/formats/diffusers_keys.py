@@ -140,7 +140,7 @@ def _layers(ldm: str, diffusers: str, names: Mapping[str, str], kinds: Iterable[
 
 
 def unet_rows(config: UNetConfig) -> Iterator[Row]:
-    """The table of a U-Net that `unet.check` passed: UNet2DConditionModel's with cross-attention, else UNet2DModel's.
+    """The table of a U-Net that `limits.check` passed: UNet2DConditionModel's with cross-attention, else UNet2DModel's.
 
     Raises:
         SpectralError: the U-Net is wavelet-gated or has stages, which no network of diffusers is.

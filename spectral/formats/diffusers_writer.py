@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import autoencoder, unet
+from .. import autoencoder, limits
 from ..config import ConditioningConfig, ModelConfig
 from ..errors import SpectralError
 from .diffusers_config import write_conditioner, write_first_stage, write_schedule
@@ -78,7 +78,7 @@ def _weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, di
     rows: dict[str, Iterable[Row]] = {UNET: (), FIRST_STAGE: (), CONDITIONER: conditioner_rows(condition)}
     files = {UNET: f"unet/{_WEIGHTS}", FIRST_STAGE: "", CONDITIONER: ""}
     if network is not None:
-        unet.check(network)
+        limits.check(network)
         rows[UNET] = unet_rows(network)
     if stage is not None:
         autoencoder.check(stage)

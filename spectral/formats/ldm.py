@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import presets
 from ..config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
 from ..errors import SpectralError
+from ..limits import check as check_unet
 from ..presets import Preset
 from ..unet import UNet
-from ..unet import check as check_unet
 from . import assumptions, inference, text_keys
 from .source import CONDITIONER, FIRST_STAGE, UNET, ReadOptions, Source
 

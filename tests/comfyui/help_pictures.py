@@ -31,6 +31,7 @@ from .prompts import DECODE, LATENT, LOADER, SAMPLER, node
 from .server import ComfyServer
 from .test_gates import gate
 from .test_guidance import bands, guidance
+from .test_reuse_node import reuse
 
 CLASSES = ("grapes", "watermelon", "tangerine", "banana", "peach", "strawberry", "red heart", "blue heart")
 DETAIL = ("LH", "HL", "HH")
@@ -198,6 +199,20 @@ def wavelet_gate(comfy: ComfyServer) -> Image.Image:
     return sheet(turned("pineapple", "up"), turned("crying cat", "up"), turned("pineapple", "down"))
 
 
+def reuse_deep_features(comfy: ComfyServer) -> Image.Image:
+    """More and more steps that run the outer blocks alone; and more and more outer blocks."""
+    rows = [
+        row(
+            comfy,
+            f'"{text}", outer_blocks 1, every =',
+            {f"{every}": prompt(text, reuse(every)) for every in (1, 2, 3, 5, 10)},
+        )
+        for text in ("clown face", "pineapple")
+    ]
+    outer = {f"{blocks}": prompt("clown face", reuse(10, blocks)) for blocks in (1, 2, 3, 5, 7)}
+    return sheet(*rows, row(comfy, '"clown face", every 10, outer_blocks =', outer))
+
+
 def wavelet_guidance(comfy: ComfyServer) -> Image.Image:
     """More and less guidance for details alone, and for the layout alone."""
     rows = [
@@ -293,6 +308,7 @@ PICTURES: dict[str, Recipe] = {
     "wavelet-gate": wavelet_gate,
     "gate-trace": gate_trace,
     "gate-trace-plot": gate_trace_plot,
+    "reuse-deep-features": reuse_deep_features,
     "wavelet-guidance": wavelet_guidance,
     "wavelet-bands": wavelet_bands,
     "example-images": example_images,

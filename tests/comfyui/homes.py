@@ -57,6 +57,10 @@ def _patched(kind: str, **inputs: Any) -> Prompt:
     return prompt
 
 
+def _reused() -> Prompt:
+    return _patched("ReuseDeepFeatures", every=2, outer_blocks=1, start_percent=0.0, end_percent=1.0)
+
+
 def _guided() -> Prompt:
     """Guidance with bands of its own."""
     factors = {"low": 1.0, **{f"level_{level}": 1.1 for level in range(1, 6)}}
@@ -131,6 +135,7 @@ HOMES = {
     "SpectralDiffusionWaveletGate": Home(_patched("WaveletGate", **_GATES, **_WHEN), "patch"),
     "SpectralDiffusionGateTrace": Home(changed(_traced(), SAMPLER, seed=4), "patch"),
     "SpectralDiffusionGateTracePlot": Home(changed(_traced(), SAMPLER, seed=5), "plot"),
+    "SpectralDiffusionReuseDeepFeatures": Home(changed(_reused(), SAMPLER, seed=14), "patch"),
     "SpectralDiffusionWaveletGuidance": Home(changed(_guided(), SAMPLER, seed=6), "patch"),
     "SpectralDiffusionWaveletBands": Home(changed(_guided(), SAMPLER, seed=7), "bands", optional=True),
     "SpectralDiffusionExampleImages": Home(_spectrum("PowerSpectrum", above=0.2), "images"),

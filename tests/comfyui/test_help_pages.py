@@ -25,7 +25,7 @@ DOCS = REPOSITORY / "nodes" / "web" / "docs"
 IMAGES = DOCS / "images"
 PICTURE = re.compile(r"!\[([^\]]+)\]\(images/([^)]+)\)")
 #: All pictures together, in bytes: they are downloaded with the pack.
-MOST = 900_000
+MOST = 1_000_000
 #: What comes after the common part of inputs such as level_1 … level_5, which a page names together.
 ONE_OF_MANY = re.compile(r"[ _]?\d|[ _](?=[LH]{2}$)")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...spectral.errors import SpectralError
 from ...spectral.spectrum import Window
 from ..loop.config import check_seed
+from ..running import Running
 
 CUTOFF = 28.0  # cycles per image: where Table 1 parts low from high, on images of 256 pixels
 #: Of a small image's side, where that is less than CUTOFF: 12 cycles of 64 pixels.
@@ -34,6 +35,7 @@ class EvaluationConfig:
         clip: a file with the weights of a CLIP model, for the CLIP score.
         clip_model: its architecture by open_clip's name; null: what the shapes of its weights say.
         vocabulary: BERT's vocab.txt, for models with LDM's own text encoder.
+        running: how the U-Net is run.
     """
 
     count: int | None = None
@@ -48,6 +50,7 @@ class EvaluationConfig:
     clip: Path | None = None
     clip_model: str | None = None
     vocabulary: Path | None = None
+    running: Running = field(default_factory=Running)
 
     def __post_init__(self) -> None:
         if self.count is not None:

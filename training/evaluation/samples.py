@@ -10,7 +10,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ...spectral.errors import SpectralError
 from ..decoding import decode, files_in, floats
 from ..files import write_whole
 from ..processes import device, is_main, processes
+from ..running import Running
 from ..sample import guidance_weight, image_side, sample_checkpoint
 from .config import EvaluationConfig
 
@@ -98,6 +99,7 @@ def asked(model: ModelConfig, config: EvaluationConfig) -> dict[str, Any]:
         "guidance": guidance_weight(model.conditioning, config.guidance),
         "seed": config.seed,
         "size": image_side(model, config.size),
+        **config.running.named(),
     }
 
 
@@ -137,7 +139,9 @@ def _make(
 ) -> float:
     """Write the samples of this process; returns the seconds that making them took."""
     options: dict[str, Any] = {"guidance": config.guidance, "seed": config.seed, "size": config.size}
-    options |= {"vocabulary": config.vocabulary, "batch": config.batch}
+    options |= {"vocabulary": config.vocabulary, "batch": config.batch, "how": config.running}
+    if opened.unet is not None:
+        config.running.prepare(opened.unet)
     seconds = 0.0
     with tqdm(total=len(own), desc="sampling", unit="image", dynamic_ncols=True, disable=not is_main() or None) as bar:
         for start in range(0, len(own), config.batch):
@@ -178,10 +182,10 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise SpectralError(
             f"{path} is damaged, so nobody knows what the images beside it are; choose another folder."
         ) from error
-    for key, value in settings.items():
-        if before.get(key) != value:
+    for key in [*settings, *(item.name for item in fields(Running) if item.name in before)]:
+        if before.get(key) != settings.get(key):
             raise SpectralError(
-                f"{folder} holds samples made with {key} = {before.get(key)!r}, not {value!r}; "
+                f"{folder} holds samples made with {key} = {before.get(key)!r}, not {settings.get(key)!r}; "
                 "set it back to go on with them, or choose another folder."
             )
     return before
