@@ -6,6 +6,9 @@
     fdm          two stages against one
     train        a step of distillation over the passes through teacher and student alone
     spectrum     the radial spectrum over its transforms alone
+    precision    the student's U-Net in half precision against float32, and its error
+    reuse        sampling that reuses deep features against whole steps
+    operations   by name only: multiply-adds a step, beside the published ones of DeepCache and BK-SDM
     table        by name only: student, Lite and teacher at batches of 1, 8 and 64, time and memory (minutes on a CPU)
     scaling      by name only: the student's time and memory over batch, resolution and steps, with slopes
     comfyui      with --comfyui: KSampler over its calls of the U-Net, and what the pack adds to ComfyUI's start
@@ -26,7 +29,7 @@ import torch
 
 from ..spectral.errors import SpectralError
 from . import cli
-from .bench import comfyui, distilling, networks, resamplers, sampling, scaling, spectra
+from .bench import comfyui, distilling, networks, operations, precision, resamplers, sampling, scaling, spectra
 from .bench.comfyui import Installation
 from .bench.timing import Settings
 from .processes import device
@@ -38,11 +41,14 @@ SUBJECTS: dict[str, Callable[[Settings], dict[str, float]]] = {
     "fdm": sampling.measure_stages,
     "train": distilling.measure,
     "spectrum": spectra.measure,
+    "precision": precision.measure,
+    "reuse": sampling.measure_reuse,
 }
 #: What is measured only when it is asked for.
 BY_NAME: dict[str, Callable[[Settings], dict[str, float]]] = {
     "table": scaling.measure_table,
     "scaling": scaling.measure_growth,
+    "operations": operations.measure,
 }
 
 
@@ -56,7 +62,11 @@ def main(argv: Sequence[str]) -> None:
     parser.formatter_class = _Formatter
     names = [*SUBJECTS, *BY_NAME, "comfyui"]
     parser.add_argument(
-        "what", nargs="*", metavar="WHAT", choices=[*names, []], help=f"of {', '.join(names)}; the first six by default"
+        "what",
+        nargs="*",
+        metavar="WHAT",
+        choices=[*names, []],
+        help=f"of {', '.join(names)}; the first eight by default",
     )
     parser.add_argument(
         "--batch", type=int, help="samples at a time; by default 64 on a GPU, on a CPU 8 for U-Nets and 16 or 32 else"
@@ -104,7 +114,13 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{name:{width}}  {ratio:8.3f}   {spread:<6.3f}  {readable(first):>10}  {readable(reference):>10}  {batch}"
         )
-    lines += scaling.lines(result)
+    lines += scaling.lines(result) + operations.lines(result)
+    lines += [f"{name:{width}}  {result[name]:.2g} of the prediction" for name in result if name.endswith("_error")]
+    lines += [
+        f"{name:{width}}  {result[name] * 2**10:.0f} MiB"
+        for name in result
+        if name.startswith("distill_step") and name.endswith("_gib")
+    ]
     if "start_added_seconds" in result:
         added, alone = result["start_added_seconds"], result["start_seconds"]
         lines += ["", f"The pack adds {added:.3f} s to ComfyUI's start, which takes {alone:.2f} s without it."]

@@ -14,7 +14,7 @@ import torch
 from spectral_diffusion.spectral import presets
 from spectral_diffusion.spectral.gated_haar import gated_down, gated_up
 from spectral_diffusion.training import cli
-from spectral_diffusion.training.bench import networks, peers, scaling, timing
+from spectral_diffusion.training.bench import networks, operations, peers, precision, scaling, timing
 from spectral_diffusion.training.bench.timing import Settings, in_turn, overhead, speed
 
 ENDINGS = ("", "_spread", "_seconds", "_reference_seconds", "_batch")
@@ -59,7 +59,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> str:
     return "small"
 
 
-def test_everything_is_one_flat_object(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_is_one_flat_object(
+    small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "fastest", lambda _device: "bf16")
+    monkeypatch.setattr(precision, "PRESET", small)
     assert cli.main(["bench", "--quick", "--batch", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     ratios = [
@@ -72,11 +76,16 @@ def test_everything_is_one_flat_object(small: str, capsys: pytest.CaptureFixture
         "fdm_speedup",
         "distill_step_overhead",
         "radial_spectrum_vs_fft",
+        "reuse_2_speedup",
+        "reuse_3_speedup",
+        "student_bf16_vs_float32",
     ]
     numbers = {ratio + ending: found.pop(ratio + ending) for ratio in ratios for ending in ENDINGS}
     assert all(math.isfinite(number) and number >= 0 for number in numbers.values())
     assert all(numbers[ratio + "_seconds"] > 0 and numbers[ratio + "_batch"] == 2 for ratio in ratios)
+    assert 0 < found.pop("distill_step_recompute_gib") < found.pop("distill_step_gib")
     assert found.pop("device") and found.pop("torch") == torch.__version__
+    assert 1e-3 < found.pop("bf16_error") < 2e-2
     assert found == {"batch": 2, "precision": "no", "threads": torch.get_num_threads()}
 
 
@@ -93,6 +102,29 @@ def test_growth_has_slopes_and_the_table_every_network(
     assert {f"{kind}_batch_{n}_gib" for kind in ("student", "lite", "teacher") for n in (1, 8)} < set(found)
     assert cli.main(["bench", "scaling", "--quick"]) == 0
     assert "slope_side_seconds" in capsys.readouterr().out
+
+
+def test_operations_are_counted_beside_what_was_published(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", "operations", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("cin256_v2_teacher", "cin256_v2_student", "stable_diffusion_1_teacher"):
+        assert found[f"{name}_gmacs"] == pytest.approx(found[f"{name}_published_gmacs"], rel=0.01)
+    for every in (2, 3, 5, 10, 20):
+        published = found[f"cin256_v2_deepcache_{every}_published_gmacs"]
+        assert found[f"cin256_v2_teacher_reuse_{every}_gmacs"] == pytest.approx(published, rel=0.025)
+    monkeypatch.setattr(operations, "COUNTED", {"student": ("student", 1)})
+    assert cli.main(["bench", "operations"]) == 0
+    assert "stable_diffusion_1_bk_sdm_tiny_published     205.09 " in capsys.readouterr().out
+
+
+def test_a_cpu_without_bfloat16_is_not_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "fastest", lambda _device: "no")
+    assert cli.main(["bench", "precision", "--json"]) == 0
+    assert not any("bf16" in name for name in json.loads(capsys.readouterr().out))
 
 
 def test_a_slope_is_the_power() -> None:

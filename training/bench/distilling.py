@@ -27,18 +27,22 @@ from ..loop.fit import Trainer
 from ..loop.folder import begin
 from ..loop.progress import Progress
 from ..teachers import open_teacher
-from .timing import Settings, Times, in_turn, overhead
+from .timing import Settings, Times, in_turn, overhead, peak_memory
 
 
 def measure(settings: Settings) -> dict[str, float]:
-    """`distill_step_overhead`, the default student from the default teacher."""
+    """`distill_step_overhead`, the default student from the default teacher, and what a step takes of memory.
+
+    `distill_step_gib` is the most that a step allocates beside weights, averages and the optimizer's state;
+    `distill_step_recompute_gib` the same where blocks are computed again in the backward pass (`recompute`).
+    """
     batch = settings.of_batch(cpu=32)
     with tempfile.TemporaryDirectory() as folder:
-        times = _times(Path(folder), batch, settings)
-    return overhead("distill_step_overhead", times, "step", "passes", batch)
+        times, memory = _measured(Path(folder), batch, settings)
+    return overhead("distill_step_overhead", times, "step", "passes", batch) | memory
 
 
-def _times(folder: Path, batch: int, settings: Settings) -> Times:
+def _measured(folder: Path, batch: int, settings: Settings) -> tuple[Times, dict[str, float]]:
     precision: Any = settings.precision
     run = RunConfig(folder, steps=10_000, batch_size=batch, precision=precision, trackers=())
     config = DistillConfig(run, TEACHER, model_channels=32, norm_groups=8, data=DataConfig(subgroups=("food-*",)))
@@ -62,7 +66,11 @@ def _times(folder: Path, batch: int, settings: Settings) -> Times:
             "step": lambda: trainer.step(next(steps), feed, progress),
             "passes": _passes(trainer, next(trainer.feed(data, 0))),
         }
-        return in_turn(calls, settings.rounds(cpu=40, quick=5), warm=3)
+        times = in_turn(calls, settings.rounds(cpu=40, quick=5), warm=3)
+        memory = {"distill_step_gib": round(peak_memory(calls["step"]) / 2**30, 6)}
+        task.student.recompute = True
+        memory["distill_step_recompute_gib"] = round(peak_memory(calls["step"]) / 2**30, 6)
+    return times, memory
 
 
 def _passes(trainer: Trainer, batch: dict[str, Any]) -> Callable[[], None]:

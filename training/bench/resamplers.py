@@ -36,9 +36,9 @@ def measure(settings: Settings) -> dict[str, float]:
         shape = torch.Size((batch, channels, side, side))
         calls = _calls(way, shape, settings)
         with torch.inference_mode():
-            times = in_turn(calls, settings.rounds(cpu=20, quick=10), warm=3, repeats=5)
+            times = in_turn(calls, settings.rounds(cpu=30, quick=20), warm=3, repeats=5)
         result |= overhead(f"{name}_vs_copy", times, "mine", "copy", batch)
-        for peer in calls.keys() & PEERS.keys():
+        for peer in (name for name in PEERS if name in calls):
             result |= speed(f"{name}_vs_{peer}", times, "mine", peer, batch)
         if device().type == "cuda" and importlib.util.find_spec("triton") is not None:
             result |= forms(name, way, shape, settings)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...spectral import checkpoint, fdm
 from ...spectral.config import BoundaryConfig, ModelConfig, StagesConfig
+from ...spectral.deep_features import Reuse
 from ...spectral.diffusion import Schedule, ddim
 from ...spectral.fdm import Process
 from ...spectral.reuse import OneSampling
@@ -62,6 +63,30 @@ def measure_stages(settings: Settings) -> dict[str, float]:
     with torch.no_grad():
         times = in_turn(calls, settings.rounds(cpu=11, quick=3))
     return speed("fdm_speedup", times, "two", "one", batch)
+
+
+def measure_reuse(settings: Settings) -> dict[str, float]:
+    """`reuse_2_speedup` and `reuse_3_speedup`: the default student with every second or third step whole, against all.
+
+    The others run the outermost blocks alone (`spectral.deep_features`).
+    """
+    batch = settings.of_batch(cpu=16)
+    config, unet, noise, context = _student(batch, None)
+    schedule = Schedule.from_config(config.schedule)
+    asked = schedule.ddim_timesteps(STEPS).tolist()
+
+    def loop(reuse: Reuse | None) -> Tensor:
+        network = partial(unet, hooks=OneSampling(asked, reuse))
+        return ddim(network, noise, schedule, STEPS, guidance=2.0, cond=context, uncond=context[:1])
+
+    calls = {"whole": partial(loop, None), "2": partial(loop, Reuse(2)), "3": partial(loop, Reuse(3))}
+    with torch.no_grad():
+        times = in_turn(calls, settings.rounds(cpu=11, quick=3))
+    return {
+        key: value
+        for every in "23"
+        for key, value in speed(f"reuse_{every}_speedup", times, every, "whole", batch).items()
+    }
 
 
 def _student(batch: int, stages: StagesConfig | None) -> tuple[ModelConfig, UNet, Tensor, Tensor]:

@@ -68,7 +68,8 @@ def slope(x: Iterable[float], y: Iterable[float]) -> float:
 
 def lines(result: dict[str, float]) -> list[str]:
     """What was found as text: a line for each entry, then the slopes."""
-    names = [name.removesuffix("_gib") for name in result if name.endswith("_gib") and not name.startswith("slope")]
+    names = [name.removesuffix("_gib") for name in result if name.endswith("_gib")]
+    names = [name for name in names if f"{name}_seconds" in result]
     shown = [f"{name:24}{result[name + '_seconds']:12.4f} s{result[name + '_gib']:10.3f} GiB" for name in names]
     return shown + [f"{name:24}{result[name]:12.3f}" for name in result if name.startswith("slope")]
 
