@@ -236,15 +236,17 @@ def _matrix_synthesis(bands: Bands, wavelet: Wavelet, mode: str) -> Tensor:
         return torch.matmul(torch.matmul(rows, y.to(work)), columns.mT).to(ll.dtype)
 
 
-@torch.compiler.disable
 def _analysis_matrix(wavelet: Wavelet, size: int, mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[2m, size]: from a signal to its m low-pass coefficients followed by its m high-pass ones."""
+    if torch.compiler.is_compiling():  # no decorator: importing this file would import torch's compiler by it
+        return torch.compiler.disable(_analysis_matrix)(wavelet, size, mode, dtype, device)  # type: ignore[no-any-return]
     return _build_analysis(filter_bank(wavelet).analysis, size, mode, dtype, device)
 
 
-@torch.compiler.disable
 def _synthesis_matrix(wavelet: Wavelet, count: int, mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[size, 2·count]: back from `count` low-pass and `count` high-pass coefficients."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_synthesis_matrix)(wavelet, count, mode, dtype, device)  # type: ignore[no-any-return]
     filters = filter_bank(wavelet).synthesis
     if _synthesis_size(count, len(filters[0]), mode) < 1:
         raise SpectralError(
