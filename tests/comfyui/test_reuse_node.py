@@ -25,6 +25,7 @@ from .prompts import LOADER, SAMPLER, node, patched
 from .results import latent, latents, succeed
 from .server import ComfyServer, Prompt
 from .staged_models import noise_of, simple_times
+from .test_gates import table, traced
 from .test_parity import OURS, loader
 from .test_patches import controlled
 
@@ -146,6 +147,15 @@ def test_it_goes_with_other_patches(comfy: ComfyServer, object_info: dict[str, A
     assert torch.equal(after, before) and after.isfinite().all()
     assert not torch.equal(after, only) and not torch.equal(after, reused)
     assert torch.equal(sampled(comfy, plain(), patch, reuse(2, 100)), only)
+
+
+def test_gate_trace_shows_the_whole_steps(comfy: ComfyServer) -> None:
+    """The outermost blocks of a student hold no resampler."""
+    whole = table(comfy, traced(plain(steps=6)))
+    reused = table(comfy, traced(patched(plain(steps=6), reuse(3))))
+    steps = sorted({float(row["timestep"]) for row in whole}, reverse=True)
+    assert len(steps) == 6 and {float(row["timestep"]) for row in reused} == {steps[0], steps[3]}
+    assert len(reused) == len(whole) // 3
 
 
 def test_fdm_sampler_begins_each_stage_anew(comfy: ComfyServer, staged: Path) -> None:

@@ -23,7 +23,14 @@ def test_the_package_itself_brings_no_torch() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["spectral.checkpoint", "spectral.unet", "spectral.spectrum", "spectral.fdm", "training.sample", "training.inspect"],
+    [
+        "spectral.checkpoint",
+        "spectral.unet",
+        "spectral.spectrum",
+        "spectral.fdm",
+        "training.sample",
+        "training.inspect",
+    ],
 )
 def test_no_part_brings_what_it_may_never_need(module: str) -> None:
     assert not brought(f"spectral_diffusion.{module}", HEAVY)
