@@ -69,6 +69,7 @@ def test_everything_is_one_flat_object(
     ratios = [
         "student_vs_teacher",
         "student_vs_lite",
+        "student_vs_diffusers_lite",
         "student_vs_diffusers_ldm",
         "teacher_vs_diffusers",
         *(f"gated_{way}_vs_{other}" for way in ("down", "up") for other in ("pytorch_wavelets", "ptwt", "copy")),

@@ -19,17 +19,20 @@ PRESET = "ffhq256"
 
 
 def measure(settings: Settings) -> dict[str, float]:
-    """`student_vs_lite`, `student_vs_teacher`, and against diffusers `student_vs_…` and `teacher_vs_…`."""
+    """The student against Lite, the teacher, and diffusers' networks of their shapes; our teacher against diffusers'.
+
+    `student_vs_lite`, `student_vs_diffusers_lite`, `student_vs_teacher`, `student_vs_diffusers_ldm` and
+    `teacher_vs_diffusers`.
+    """
     batch = settings.of_batch(cpu=8, quick=1)
     calls = {kind: call(f"{PRESET}-{kind}", batch, settings) for kind in ("student", "lite")}
+    calls |= _diffusers("lite", batch, settings)
     times = in_turn(calls, settings.rounds(cpu=15, quick=7))
     result = speed("student_vs_lite", times, "student", "lite", batch)
-    calls |= {"teacher": call(f"{PRESET}-teacher", batch, settings)}
-    try:
-        calls["diffusers"] = diffusers_call(batch, settings)
-    except ImportError as error:
-        missing(error, "the comparison with its U-Net")
-    del calls["lite"]
+    if "diffusers" in calls:
+        result |= speed("student_vs_diffusers_lite", times, "student", "diffusers", batch)
+    calls = {"student": calls["student"], "teacher": call(f"{PRESET}-teacher", batch, settings)}
+    calls |= _diffusers("teacher", batch, settings)
     times = in_turn(calls, settings.rounds(cpu=5, quick=3))
     result |= speed("student_vs_teacher", times, "student", "teacher", batch)
     if "diffusers" in calls:
@@ -51,15 +54,15 @@ def loaded(preset: str, settings: Settings) -> nn.Module:
     return network.to(memory_format=memory_order(device()))  # type: ignore[call-overload, no-any-return]
 
 
-def diffusers_call(batch: int, settings: Settings) -> Callable[[], Tensor]:
-    """One prediction of diffusers' U-Net of the same shape.
-
-    Raises:
-        ImportError: diffusers is not installed.
-    """
-    network = filled(partial(diffusers_unet, f"{PRESET}-teacher"), settings.dtype)
+def _diffusers(kind: str, batch: int, settings: Settings) -> dict[str, Callable[[], Tensor]]:
+    """One prediction of diffusers' U-Net of the shape of our teacher or Lite; empty where it is not installed."""
+    try:
+        network = filled(partial(diffusers_unet, f"{PRESET}-{kind}"), settings.dtype)
+    except ImportError as error:
+        missing(error, f"the comparison with its U-Net of the {kind}'s shape")
+        return {}
     x, t = inputs(batch, settings)
-    return torch.inference_mode()(lambda: network(x, t).sample)  # type: ignore[no-any-return]
+    return {"diffusers": torch.inference_mode()(lambda: network(x, t).sample)}
 
 
 def inputs(batch: int, settings: Settings) -> tuple[Tensor, Tensor]:
