@@ -17,6 +17,7 @@ from ..spectral.config import ConditioningConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import CONDITIONER
 from ..spectral.ldm_text import LdmTextEncoder
+from ..spectral.memory import shapes_alone
 from ..spectral.wordpiece import CLS, SEP
 from . import bert, patcher
 from .clip import SMALL
@@ -102,7 +103,7 @@ class LdmTextModel(nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):  # type: i
     ) -> None:
         super().__init__()
         self.special_tokens = special_tokens
-        with torch.device("meta"):
+        with shapes_alone():
             encoder = LdmTextEncoder(config)
             _cast_where_used(encoder)
         checkpoint.fill(encoder, weights, where, device, dtype)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..spectral import checkpoint, conditioning
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import BoundaryConfig, ModelConfig, UNetConfig
 from ..spectral.entries import entries
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import CONDITIONER, UNET, ReadOptions
+from ..spectral.memory import shapes_alone
 from ..spectral.wordpiece import VocabularyError
 from . import bert, clip, files, ldm_clip, model, vae
 from .missing import Missing, Unneeded
@@ -111,7 +110,7 @@ def load(path: Path, options: ReadOptions) -> tuple[Any, Any, Any, str]:
     """
     file = checkpoint.read(path, options)
     name, config = path.name, file.config
-    with torch.device("meta"):
+    with shapes_alone():
         conditioner = conditioning.build(config.conditioning)
     checkpoint.match(conditioner, file.part(CONDITIONER), f"{name}: {CONDITIONER}")
     first_stage: Any = Missing(f"{name} holds no first stage; load the VAE that its latents belong to with Load VAE.")

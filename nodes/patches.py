@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..spectral.deep_features import DeepFeatures
+from ..spectral.deep_features import Call, DeepFeatures
 from ..spectral.hooks import Attending, Direction, Hooks, Part
 from . import control
 
@@ -94,16 +94,19 @@ class Patches(Hooks):
             embedding = patch(embedding, self.width, self.options)
         return embedding
 
-    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
-        recalled = None if self.deep is None else self.deep.recall(shape, blocks)
+    def recall(self, call: Call) -> tuple[int, Tensor] | None:
+        recalled = None if self.deep is None else self.deep.recall(call)
         if recalled is None:
             return None
         outer, h = recalled
-        control.skip(self.control, blocks - outer)
+        control.skip(self.control, call.blocks - outer)
         return outer, self._own(h)
 
+    def skipped(self, transformers: int) -> None:
+        self.transformers += transformers
+
     def rise(self, left: int, h: Tensor) -> None:
-        if self.deep is not None:
+        if self.deep is not None and self.deep.wants(left):
             self.deep.rise(left, self._own(h))
 
     def _own(self, h: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from .charts import Axis, Chart, View
 from .levels import Levels, levels_of
 from .measured import CATEGORY, NYQUIST
 from .plot import Series
+from .reuse import without
 from .show import PLOT_TOOLTIP, TABLE_TOOLTIP
 from .staged import StagedCalls
 from .wiener import clean, scaled
@@ -186,8 +187,9 @@ def _response(model: Any, positive: Any, latents: Tensor, levels: Levels, settin
     sigmas = torch.cat([levels.sigma[:1], levels.sigma.new_zeros(1)]).float()
     wrapped = comfy.samplers.KSAMPLER(sampler)
     start = latents[:1]
+    whole = without(model.clone())  # every wave is a question of its own
     comfy.sample.sample_custom(
-        model, torch.zeros_like(start), 1.0, wrapped, sigmas, positive, positive, start, disable_pbar=True, seed=0
+        whole, torch.zeros_like(start), 1.0, wrapped, sigmas, positive, positive, start, disable_pbar=True, seed=0
     )
     return found[0]
 

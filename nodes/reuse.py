@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from ..spectral.deep_features import DeepFeatures, Reuse
@@ -11,6 +9,7 @@ from . import during
 from .during import Range
 from .model import companions_of
 from .patches import REUSE, Moment
+from .recording import executing
 
 try:
     from comfy.patcher_extension import WrappersMP
@@ -66,19 +65,28 @@ class ReuseDeepFeatures:
         last_step = companions_of(model).config.schedule.steps - 1
         made, when = model.clone(), Range(start_percent, end_percent)
         options = made.model_options["transformer_options"]
-        options.pop(REUSE, None)
+        without(made)
         if every > 1:
-            options[REUSE] = sampling = Sampling(Reuse(every, outer_blocks), when, last_step)
+            options[REUSE] = Sampling(Reuse(every, outer_blocks), when, last_step)
             if WrappersMP is not None:
-                made.add_wrapper(WrappersMP.OUTER_SAMPLE, sampling.forgetting)
+                made.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, REUSE, _forgetting)
         return (made,)
+
+
+def without(model: Any) -> Any:
+    """The MODEL itself, which reuses nothing from now on."""
+    model.model_options["transformer_options"].pop(REUSE, None)
+    if WrappersMP is not None:
+        model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, REUSE)
+    return model
 
 
 class Sampling:
     """What the samplings with one MODEL remember, one after the other, for `patches.Patches`.
 
     Batches of a step are told apart by their conditionings and by how often the same is asked at one noise level, as
-    Perturbed-Attention Guidance does. A noise level above the last one begins anew.
+    Perturbed-Attention Guidance does. What a step does not ask about is forgotten. Another run, or a noise level above
+    the last one, begins anew.
 
     Args:
         reuse: how much is reused.
@@ -88,32 +96,40 @@ class Sampling:
 
     def __init__(self, reuse: Reuse, when: Range, last_step: int) -> None:
         self.reuse, self.when, self.last_step = reuse, when, last_step
-        self._kept: dict[Any, DeepFeatures] = {}
-        self._asked: Counter[Any] = Counter()
-        self._timestep, self._sigmas = 0.0, None
+        self.forget()
 
     def __deepcopy__(self, memo: Any) -> Sampling:
-        """Itself, with nothing remembered: clones of the MODEL, which the ComfyUI of 2024 copies deeply."""
+        """The same settings with nothing remembered, for a clone of the MODEL."""
         return Sampling(self.reuse, self.when, self.last_step)
 
-    def forgetting(self, sample: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """Core's wrapper of a whole sampling: nothing stays in memory behind it."""
-        try:
-            return sample(*given, **named)
-        finally:
-            self._kept.clear()
+    def forget(self) -> None:
+        """Let go of all features."""
+        self._before: dict[Any, DeepFeatures] = {}
+        self._now: dict[Any, DeepFeatures] = {}
+        self._run: Any = None
+        self._timestep, self._sigmas = 0.0, None
 
     def features(self, moment: Moment) -> DeepFeatures | None:
         """What this call remembers by; None where nothing is reused."""
-        if moment.timestep > self._timestep:
-            self._kept.clear()
-        self._timestep = moment.timestep
-        if not self.when.strength(1 - moment.timestep / self.last_step):
+        run, sigmas = executing(), moment.options.get("sigmas")
+        if run != self._run or moment.timestep > self._timestep:
+            self.forget()
+        self._run, self._timestep = run, moment.timestep
+        if sigmas is None or not self.when.strength(1 - moment.timestep / self.last_step):
             return None
-        options = moment.options
-        if options.get("sigmas") is not self._sigmas:
-            self._sigmas, self._asked = options.get("sigmas"), Counter()
-        conditionings = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()))
-        batch = (*conditionings, self._asked[conditionings])
-        self._asked[conditionings] += 1
-        return self._kept.setdefault(batch, DeepFeatures(self.reuse))
+        if sigmas is not self._sigmas:
+            self._sigmas, self._before, self._now = sigmas, self._now, {}
+        asked = (*moment.options.get("uuids", ()), *moment.options.get("cond_or_uncond", ()))
+        batch = (*asked, sum(known[:-1] == asked for known in self._now))
+        self._now[batch] = self._before.get(batch) or DeepFeatures(self.reuse)
+        return self._now[batch]
+
+
+def _forgetting(sample: Any, *given: Any, **named: Any) -> Any:
+    """Core's wrapper of a whole sampling: no features stay in memory behind it."""
+    try:
+        return sample(*given, **named)
+    finally:
+        sampling = sample.class_obj.model_options.get("transformer_options", {}).get(REUSE)
+        if sampling is not None:
+            sampling.forget()

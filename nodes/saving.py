@@ -15,6 +15,7 @@ from ..spectral.config import ConditioningConfig, FirstStageConfig, ModelConfig
 from ..spectral.errors import SpectralError
 from ..spectral.formats import inference, spectral_file, text_keys
 from ..spectral.formats.source import CONDITIONER, FIRST_STAGE, UNET
+from ..spectral.memory import shapes_alone
 
 Tensors = dict[str, Tensor]
 #: What our reader takes; 8-bit floats are written as float16, which holds all their values.
@@ -63,7 +64,7 @@ def _first_stage(own: FirstStageConfig | None, tensors: Tensors) -> FirstStageCo
         SpectralError: it is no first stage of latent diffusion.
     """
     where = "the VAE connected to Save Checkpoint: "
-    with torch.device("meta"):
+    with shapes_alone():
         if own is not None and _fits(autoencoder.build(own), tensors):
             return own
         found = inference.first_stage(tensors, where)
@@ -92,7 +93,7 @@ def _conditioner(own: ConditioningConfig, classes: Tensor | None, clip: Tensors)
         raise SpectralError(f"Save Checkpoint knows no text encoder of the kind {name!r} in such a file; {OWN_CLIP}.")
     if not described.projection:  # core makes one all the same, of whatever numbers; nothing here reads what it makes
         tensors = {key: tensor for key, tensor in tensors.items() if key != text_keys.PROJECTION}
-    with torch.device("meta"):
+    with shapes_alone():
         encoder = conditioning.build(described)
     if encoder is None or not _fits(encoder, tensors):
         raise SpectralError(f"Save Checkpoint was given the CLIP of another model than its MODEL; {OWN_CLIP}.")

@@ -15,6 +15,7 @@ from ..spectral import autoencoder, checkpoint
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.config import FirstStageConfig
 from ..spectral.formats.source import FIRST_STAGE
+from ..spectral.memory import shapes_alone
 from . import examples, inputs
 from .model import RgbFactors
 
@@ -38,7 +39,7 @@ _PLACEHOLDER = {
 
 def load_first_stage(file: CheckpointFile, config: FirstStageConfig) -> autoencoder.FirstStage:
     """The checkpoint's first stage, in float32 on the CPU."""
-    with torch.device("meta"):
+    with shapes_alone():
         stage = autoencoder.build(config)
     where, runs_on = f"{file.path.name}: {FIRST_STAGE}", comfy.model_management.vae_device()
     checkpoint.fill(stage, file.part(FIRST_STAGE), where, "cpu", torch.float32, runs_on)

@@ -167,7 +167,7 @@ def verify(file: CheckpointFile) -> None:
 
 def _modules(config: ModelConfig) -> dict[str, nn.Module | None]:
     """U-Net, first stage and conditioner by their prefix, on the meta device; None for what a model lacks."""
-    with torch.device("meta"):
+    with memory.shapes_alone():
         return {
             UNET: UNet(config.unet) if config.unet is not None else None,
             FIRST_STAGE: autoencoder.build(config.first_stage) if config.first_stage is not None else None,

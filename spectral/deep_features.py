@@ -7,10 +7,26 @@ run; in between only its outermost blocks are, and what came up to them from bel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .errors import SpectralError
+
+
+class Call(NamedTuple):
+    """What a network is about to do.
+
+    Args:
+        shape: of the latent [B, C, H, W].
+        stage: of a network of stages, the one that the latent belongs to.
+        blocks: how many there are on the way down, and on the way up.
+    """
+
+    shape: tuple[int, ...]
+    stage: int
+    blocks: int
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Reuse:
             convolution and the last residual block.
 
     Raises:
-        SpectralError: either is less than 1.
+        SpectralError: either is no whole number from 1 on.
     """
 
     every: int
@@ -31,33 +47,42 @@ class Reuse:
 
     def __post_init__(self) -> None:
         for name, value in (("every", self.every), ("outer", self.outer)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SpectralError(f"{name} is {value!r:.30}; to reuse deep features give a whole number from 1.")
 
 
 class DeepFeatures:
     """What one sampling remembers for one batch that it asks about again and again; for `Hooks.recall` and `rise`.
 
-    Where a batch of another shape comes, the whole network is run.
+    For a batch of another shape or stage the whole network is run. While gradients are recorded nothing is kept.
     """
 
     def __init__(self, reuse: Reuse) -> None:
         self.reuse = reuse
         self._calls = 0
-        self._shape: tuple[int, ...] = ()
+        self._last: Call | None = None
         self._kept: Tensor | None = None
+        self._wanted: int | None = None
 
-    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
+    def recall(self, call: Call) -> tuple[int, Tensor] | None:
         """As `Hooks.recall`; counts the calls."""
-        if self.reuse.every == 1 or self.reuse.outer >= blocks:
+        self._wanted = None
+        if self.reuse.every == 1 or self.reuse.outer >= call.blocks or torch.is_grad_enabled():
             return None
-        if shape != self._shape:
-            self._calls, self._shape, self._kept = 0, shape, None
-        again = self._kept is not None and self._calls % self.reuse.every != 0
+        if call != self._last:
+            self._calls, self._last, self._kept = 0, call, None
+        due = self._calls % self.reuse.every == 0
         self._calls += 1
-        return (self.reuse.outer, self._kept) if again and self._kept is not None else None
+        if due or self._kept is None:
+            self._wanted = self.reuse.outer
+            return None
+        return self.reuse.outer, self._kept
+
+    def wants(self, left: int) -> bool:
+        """Whether `rise` keeps what comes up where so many blocks are left."""
+        return left == self._wanted
 
     def rise(self, left: int, h: Tensor) -> None:
-        """As `Hooks.rise`: keeps what came up to the outer blocks."""
-        if self.reuse.every > 1 and left == self.reuse.outer:
+        """As `Hooks.rise`: keeps what came up to the outer blocks of a whole call."""
+        if self.wants(left):
             self._kept = h

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from .deep_features import Call
+
 Part = Literal["input", "middle", "output"]
 Direction = Literal["down", "up"]
 
@@ -68,14 +70,15 @@ class Hooks:
         """What a residual block adds to its features for the time, or scales and shifts them by, [B, outputs]."""
         return block.emb_layers(embedding)  # type: ignore[no-any-return]
 
-    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
+    def recall(self, call: Call) -> tuple[int, Tensor] | None:
         """How many of the outermost blocks to run, and what comes up to them from below; None runs the whole network.
 
-        Args:
-            shape: of the latent [B, C, H, W].
-            blocks: how many there are on the way down, and on the way up.
+        Features are then read at the taps of the outermost blocks alone.
         """
         return None
+
+    def skipped(self, transformers: int) -> None:
+        """So many places with attention are not run, between the last input block that is and the next output block."""
 
     def rise(self, left: int, h: Tensor) -> None:
         """The features that come up to an output block; `left` blocks are to go, this one counted.

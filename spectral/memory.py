@@ -5,15 +5,38 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .errors import SpectralError
 
 #: Linux' MADV_PAGEOUT: pages that hold what lies in a file anyway leave memory, and come back when they are read.
 _PAGEOUT = 21
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Modules that are made here have tensors of a shape and no memory; they are not filled with first weights.
+
+    Even without memory torch would fill them, by operations that import its compiler.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """The functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

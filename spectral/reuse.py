@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import CrossAttention
-from .deep_features import DeepFeatures, Reuse
+from .deep_features import Call, DeepFeatures, Reuse
 from .hooks import Attending, Hooks, Shifted, TimeEmbedding
 from .unet import ResBlock
 
@@ -42,8 +42,25 @@ class OneContext(Hooks):
         return layer.output(layer.attend(q, k, v))
 
 
-class OneSampling(OneContext):
-    """`OneContext`, and what the residual blocks add for the time is computed at the first step for all of them.
+class Reusing(Hooks):
+    """Deep features are reused from one call to the next.
+
+    One object serves one sampling. With None the whole network is run at every call.
+    """
+
+    def __init__(self, reuse: Reuse | None) -> None:
+        self._deep = None if reuse is None else DeepFeatures(reuse)
+
+    def recall(self, call: Call) -> tuple[int, Tensor] | None:
+        return None if self._deep is None else self._deep.recall(call)
+
+    def rise(self, left: int, h: Tensor) -> None:
+        if self._deep is not None:
+            self._deep.rise(left, h)
+
+
+class OneSampling(OneContext, Reusing):
+    """`OneContext` and `Reusing`; and what the residual blocks add for the time is computed once for all steps.
 
     The time embedding of all steps is one batch, so that the last bits may differ from those of a step alone.
 
@@ -53,8 +70,8 @@ class OneSampling(OneContext):
     """
 
     def __init__(self, steps: Iterable[int], reuse: Reuse | None = None) -> None:
-        super().__init__()
-        self._deep = None if reuse is None else DeepFeatures(reuse)
+        OneContext.__init__(self)
+        Reusing.__init__(self, reuse)
         self._steps = sorted(set(steps))
         self._table: Tensor | None = None
         self._rows = torch.empty(0)
@@ -73,13 +90,6 @@ class OneSampling(OneContext):
             return super().shift(block, embedding)
         start, stop = self._spans[block]
         return embedding[:, start:stop]
-
-    def recall(self, shape: tuple[int, ...], blocks: int) -> tuple[int, Tensor] | None:
-        return None if self._deep is None else self._deep.recall(shape, blocks)
-
-    def rise(self, left: int, h: Tensor) -> None:
-        if self._deep is not None:
-            self._deep.rise(left, h)
 
     def _compute(self, network: TimeEmbedding, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[steps + 1, outputs of all blocks]; the last row is for steps that were not announced."""

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from . import autoencoder
 from .attention import SelfAttention, SpatialTransformer, scaled_dot_product_attention
 from .config import StagesConfig, UNetConfig
+from .deep_features import Call
 from .entries import FIRST_ENTRY, entries
 from .gating import WaveletDown, WaveletUp
 from .hooks import NO_HOOKS, Hooks
@@ -126,7 +127,7 @@ class Blocks(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
 
-class _Call(NamedTuple):
+class _Way(NamedTuple):
     """What goes along through one call of the network, as `UNet.forward` was given it."""
 
     embedding: Tensor
@@ -305,50 +306,60 @@ class UNet(nn.Module):
         Returns:
             [B, out_channels, H, W], twice the channels of x for a network of stages.
         """
-        call = _Call(
+        way = _Way(
             hooks.time(self, timesteps, x.dtype), None if context is None else context.to(x.dtype), features, hooks
         )
         enter, first, leave = self._ends(stage)
         blocks = len(self.input_blocks) - first
-        recalled = hooks.recall(tuple(x.shape), blocks)
-        h, skips = self._down(call, ordered(x), enter, range(first, first + (recalled[0] if recalled else blocks)))
-        h = recalled[1] if recalled else self._middle(call, h)
-        return leave(self._up(call, h, skips, len(self.output_blocks) - first)).contiguous()  # type: ignore[no-any-return]
+        recalled = hooks.recall(Call(tuple(x.shape), stage, blocks))
+        h, skips = self._down(way, ordered(x), enter, range(first, first + (recalled[0] if recalled else blocks)))
+        if recalled is None:
+            h = self._middle(way, h)
+        else:
+            h = recalled[1]
+            hooks.skipped(self._attending(range(first + recalled[0], first + blocks)))
+        return leave(self._up(way, h, skips, len(self.output_blocks) - first)).contiguous()  # type: ignore[no-any-return]
 
-    def _down(self, call: _Call, h: Tensor, enter: nn.Module | None, blocks: range) -> tuple[Tensor, list[Tensor]]:
+    def _down(self, way: _Way, h: Tensor, enter: nn.Module | None, blocks: range) -> tuple[Tensor, list[Tensor]]:
         """The input blocks, the first of them replaced by `enter`; what they lead to, and what they leave as skips."""
         skips = []
         for index, block in list(enumerate(self.input_blocks))[blocks.start : blocks.stop]:
-            call.hooks.enter("input", index)
+            way.hooks.enter("input", index)
             if index == blocks.start and enter is not None:
                 h = self._run(enter, h)
             else:
-                h = self._run(block.features, h, call.embedding, call.context, call.hooks)
-                self._tap(call.features, "down", index, h)
-                h = self._run(block.resample, h, call.embedding, None, call.hooks)
-            h = call.hooks.leave("input", h)
+                h = self._run(block.features, h, way.embedding, way.context, way.hooks)
+                self._tap(way.features, "down", index, h)
+                h = self._run(block.resample, h, way.embedding, None, way.hooks)
+            h = way.hooks.leave("input", h)
             skips.append(h)
-            h = call.hooks.go_on(h)
+            h = way.hooks.go_on(h)
         return h, skips
 
-    def _middle(self, call: _Call, h: Tensor) -> Tensor:
-        call.hooks.enter("middle", 0)
-        h = self._run(self.middle_block.features, h, call.embedding, call.context, call.hooks)
-        h = call.hooks.leave("middle", h)
-        self._tap(call.features, "middle", 0, h)
+    def _middle(self, way: _Way, h: Tensor) -> Tensor:
+        way.hooks.enter("middle", 0)
+        h = self._run(self.middle_block.features, h, way.embedding, way.context, way.hooks)
+        h = way.hooks.leave("middle", h)
+        self._tap(way.features, "middle", 0, h)
         return h
 
-    def _up(self, call: _Call, h: Tensor, skips: list[Tensor], end: int) -> Tensor:
+    def _up(self, way: _Way, h: Tensor, skips: list[Tensor], end: int) -> Tensor:
         """The output blocks before `end`, as many as there are skips."""
         for index, block in list(enumerate(self.output_blocks))[end - len(skips) : end]:
-            call.hooks.rise(len(skips), h)
-            call.hooks.enter("output", index)
-            h = torch.cat(call.hooks.join(h, skips.pop()), dim=1)
-            h = self._run(block.features, h, call.embedding, call.context, call.hooks)
-            self._tap(call.features, "up", index, h)
+            way.hooks.rise(len(skips), h)
+            way.hooks.enter("output", index)
+            h = torch.cat(way.hooks.join(h, skips.pop()), dim=1)
+            h = self._run(block.features, h, way.embedding, way.context, way.hooks)
+            self._tap(way.features, "up", index, h)
             if skips:
-                h = self._run(block.resample, h, call.embedding, _size(skips), call.hooks)
+                h = self._run(block.resample, h, way.embedding, _size(skips), way.hooks)
         return h
+
+    def _attending(self, skipped: range) -> int:
+        """How many layers attend where these input blocks are left out, with the middle and their output blocks."""
+        down, up = list(self.input_blocks), list(self.output_blocks)[::-1]
+        parts = [self.middle_block, *(block for index in skipped for block in (down[index], up[index]))]
+        return sum(isinstance(layer, (SelfAttention, SpatialTransformer)) for part in parts for layer in part)
 
     def _ends(self, stage: int) -> tuple[nn.Module | None, int, nn.Module]:
         """What a stage's signal enters by (None: the first block), in place of which block, and leaves by."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -238,22 +238,31 @@ def _matrix_synthesis(bands: Bands, wavelet: Wavelet, mode: str) -> Tensor:
 
 def _analysis_matrix(wavelet: Wavelet, size: int, mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[2m, size]: from a signal to its m low-pass coefficients followed by its m high-pass ones."""
-    if torch.compiler.is_compiling():  # no decorator: importing this file would import torch's compiler by it
-        return torch.compiler.disable(_analysis_matrix)(wavelet, size, mode, dtype, device)  # type: ignore[no-any-return]
-    return _build_analysis(filter_bank(wavelet).analysis, size, mode, dtype, device)
+    return _constant(_build_analysis, filter_bank(wavelet).analysis, size, mode, dtype, device)
 
 
 def _synthesis_matrix(wavelet: Wavelet, count: int, mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[size, 2·count]: back from `count` low-pass and `count` high-pass coefficients."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.disable(_synthesis_matrix)(wavelet, count, mode, dtype, device)  # type: ignore[no-any-return]
     filters = filter_bank(wavelet).synthesis
     if _synthesis_size(count, len(filters[0]), mode) < 1:
         raise SpectralError(
             f"Bands with an axis of {count} are too small for the filters of {wavelet}, of length {len(filters[0])}: "
             f"expected at least {len(filters[0]) // 2}; use a shorter wavelet or the mode 'periodization'."
         )
-    return _build_synthesis(filters, count, mode, dtype, device)
+    return _constant(_build_synthesis, filters, count, mode, dtype, device)
+
+
+def _constant(build: Any, *arguments: Any) -> Tensor:
+    """A matrix that is made once and kept; a compiler does not look into how.
+
+    The decorator `torch.compiler.disable` would import torch's compiler together with this file. While a graph is
+    exported tensors are none to keep.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        build = torch.compiler.disable(build)
+    elif torch.compiler.is_compiling():
+        build = build.__wrapped__
+    return build(*arguments)  # type: ignore[no-any-return]
 
 
 def _synthesis_size(count: int, length: int, mode: str) -> int:

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..spectral import autoencoder, checkpoint, conditioning, presets
 from ..spectral.config import ModelConfig, to_dict
 from ..spectral.counting import parameters, unet_macs
 from ..spectral.entries import entries
 from ..spectral.errors import SpectralError
 from ..spectral.formats.source import ReadOptions
+from ..spectral.memory import shapes_alone
 from ..spectral.unet import UNet
 from . import cli
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
     """Everything about a model that its configuration tells. MACs are convolutions and linear layers, batch 1."""
-    with torch.device("meta"):
+    with shapes_alone():
         unet = UNet(config.unet) if config.unet else None
         first_stage = autoencoder.build(config.first_stage) if config.first_stage else None
         conditioner = conditioning.build(config.conditioning)

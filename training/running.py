@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -37,8 +38,8 @@ class Running:
         compile: by torch.compile, on CUDA as CUDA graphs; the first steps take minutes.
 
     Raises:
-        SpectralError: there is no such precision, a number is less than 1, or compilation and reuse meet: a graph does
-            the same at every step.
+        SpectralError: there is no such precision, a number is less than 1, outer blocks are counted where nothing is
+            reused, or compilation and reuse meet: a graph does the same at every step.
     """
 
     precision: Precision = "no"
@@ -50,8 +51,11 @@ class Running:
         if self.precision not in get_args(Precision):
             raise SpectralError(f"precision is {self.precision!r}; expected one of {', '.join(get_args(Precision))}.")
         for name in ("reuse", "reuse_outer"):
-            if getattr(self, name) < 1:
-                raise SpectralError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise SpectralError(f"{name} is {value!r:.30}; expected a whole number from 1.")
+        if self.reuse == 1 and self.reuse_outer != 1:
+            raise SpectralError(f"reuse_outer is {self.reuse_outer}, but nothing is reused; set reuse as well.")
         if self.compile and self.reuse > 1:
             raise SpectralError("compile makes one graph that does the same at every step; leave out it, or reuse.")
 
@@ -65,31 +69,55 @@ class Running:
 
     def prepare(self, unet: nn.Module) -> None:
         """Bring a U-Net into the precision, in place, and have it compiled when it is called."""
-        precision = fastest(next(unet.parameters()).device) if self.precision == "auto" else self.precision
-        unet.to(DTYPES[precision])
+        unet.to(DTYPES[self._precision(unet)])
         if isinstance(unet, UNet) and unet.config.stages is not None:
             unet.stage_pairs.float()  # which work on what the sampler has
         if self.compile:
             unet.compile(mode="reduce-overhead" if next(unet.parameters()).is_cuda else None)
 
+    def _precision(self, unet: nn.Module) -> Literal["no", "bf16", "fp16"]:
+        return fastest(next(unet.parameters()).device) if self.precision == "auto" else self.precision
+
     def network(self, unet: nn.Module, steps: Sequence[int]) -> Network:
         """A prepared U-Net for one sampling of one batch, which asks about these steps."""
         if not isinstance(unet, UNet):
             return unet
+        if self.precision != "no" and _dtype(unet) == torch.float32 != DTYPES[self._precision(unet)]:
+            raise ValueError("the U-Net is not prepared; call Running.prepare with it first")
         if self.compile:
-            return partial(_predict, unet)
+            return partial(_compiled, unet)
         reuse = Reuse(self.reuse, self.reuse_outer) if self.reuse > 1 else None
         return partial(_predict, unet, hooks=OneSampling(steps, reuse))
 
 
 def _predict(unet: UNet, x: Tensor, *others: Any, **named: Any) -> Tensor:
     """The U-Net in its own precision, for a sampler in that of x."""
-    own = next(unet.parameters()).dtype
-    return unet(x.to(own), *others, **named).to(x.dtype)  # type: ignore[no-any-return]
+    return unet(x.to(_dtype(unet)), *others, **named).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def _compiled(unet: UNet, *inputs: Any) -> Tensor:
+    with translating("leave out --compile"):
+        return _predict(unet, *inputs)
+
+
+def _dtype(unet: UNet) -> torch.dtype:
+    return next(unet.parameters()).dtype
+
+
+@contextmanager
+def translating(advice: str) -> Iterator[None]:
+    """Where torch.compile finds no compiler, or meets what it cannot translate, that is a sentence that ends so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        raise SpectralError(f"torch.compile failed ({reason}); {advice}.") from error
 
 
 def fastest(where: torch.device) -> Literal["no", "bf16", "fp16"]:
-    """The precision in which a device computes fastest with an error that no picture shows.
+    """The precision in which a device computes fastest.
 
     bfloat16 where a CPU has AMX or AVX512-BF16 or a GPU its tensor cores for it, float16 on older GPUs, else float32.
     """
@@ -107,7 +135,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=get_args(Precision),
         default="no",
-        help="auto: bf16 where a CPU has AMX or AVX512-BF16, half precision on a GPU, else float32",
+        help="auto: bf16 where a CPU has AMX or AVX512-BF16, bf16 or fp16 on CUDA, else float32 (no)",
     )
     group.add_argument(
         "--reuse", type=int, default=1, metavar="STEPS", help="run the deep blocks at every so many-th step only"

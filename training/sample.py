@@ -205,7 +205,10 @@ def latents(
         callback=callback,
     )
     if not made.isfinite().all():
-        raise SpectralError("The samples are not finite: the model's weights are damaged, or the guidance is too high.")
+        half = ", or they are beyond the numbers of fp16: try bf16" if how.named().get("precision") == "fp16" else ""
+        raise SpectralError(
+            f"The samples are not finite: the model's weights are damaged, or the guidance is too high{half}."
+        )
     return made / config.scale_factor
 
 

@@ -14,6 +14,7 @@ from .. import presets
 from ..config import ConditioningConfig, FirstStageConfig, ModelConfig, ScheduleConfig, UNetConfig
 from ..errors import SpectralError
 from ..limits import check as check_unet
+from ..memory import shapes_alone
 from ..presets import Preset
 from ..unet import UNet
 from . import assumptions, inference, text_keys
@@ -206,7 +207,7 @@ def _averaged(
 def _names(unet: UNetConfig) -> list[str]:
     """What the tensors of such a U-Net are called."""
     check_unet(unet)
-    with torch.device("meta"):
+    with shapes_alone():
         return list(UNet(unet).state_dict())
 
 

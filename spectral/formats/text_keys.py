@@ -17,6 +17,7 @@ from .. import conditioning
 from ..config import ConditioningConfig
 from ..errors import SpectralError
 from ..ldm_text import HEAD_CHANNELS
+from ..memory import shapes_alone
 from ..text import END
 
 MODEL, PROJECTION = "transformer.text_model.", "transformer.text_projection.weight"
@@ -228,7 +229,7 @@ def _table(tensors: Mapping[str, Tensor], name: str, where: str) -> tuple[int, i
 def _check(config: ConditioningConfig, tensors: Mapping[str, Tensor], where: str) -> None:
     """That `tensors` are those of the encoder that `config` describes, name for name and shape for shape."""
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             module = conditioning.build(config)
     except SpectralError as error:
         raise SpectralError(f"{where} holds no text encoder that can be built: {error}") from error

@@ -19,6 +19,7 @@ from spectral_diffusion.spectral.config import (
 )
 from spectral_diffusion.spectral.diffusion import Schedule, guided
 from spectral_diffusion.spectral.fdm import FreshNoise, Process
+from spectral_diffusion.spectral.hooks import NO_HOOKS, Hooks
 from spectral_diffusion.spectral.unet import UNet
 
 from ..unit.tiny import randomized
@@ -110,11 +111,13 @@ def sampled(
     *,
     eta: float = 0.0,
     start: Tensor | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Tensor:
     """The library's run down `times`: the latents [B, C, H, W] that it ends with, in the network's scale.
 
     Args:
         start: latents that the noise of the first step lies on; None for noise alone.
+        hooks: on the way through the network.
     """
     process, unet = process_of(student), student.unet
     assert unet is not None
@@ -127,7 +130,10 @@ def sampled(
     for step in walk:
         t = torch.full((len(noise),), step.t)
         ask = guided(
-            lambda x, t, context=None, stage=step.stage: unet(x, t, context, stage=stage), guidance, cond, uncond
+            lambda x, t, context=None, stage=step.stage: unet(x, t, context, hooks=hooks, stage=stage),
+            guidance,
+            cond,
+            uncond,
         )
         z = fdm.advance(process, step, process.read(z, t, step.stage, ask(z, t)), fresh, sizes, eta=eta)
     return z

@@ -16,7 +16,7 @@ from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.checkpoint import Checkpoint
 from spectral_diffusion.spectral.deep_features import Reuse
 from spectral_diffusion.spectral.diffusion import guided
-from spectral_diffusion.spectral.reuse import OneSampling
+from spectral_diffusion.spectral.reuse import OneSampling, Reusing
 from spectral_diffusion.training.tokens import tokenize
 
 from . import patching, prompts, stable, staged_models
@@ -27,8 +27,11 @@ from .server import ComfyServer, Prompt
 from .staged_models import noise_of, simple_times
 from .test_gates import table, traced
 from .test_parity import OURS, loader
-from .test_patches import controlled
+from .test_patches import boxed, controlled, files
+from .test_probe_nodes import encoded, response, shown
+from .test_sampling import contexts
 
+__all__ = ["files"]
 STUDENT = "smiling face with hearts"
 
 
@@ -141,6 +144,8 @@ def test_a_controlnet_goes_on_adding_to_the_outer_blocks(comfy: ComfyServer, con
 @pytest.mark.parametrize("name", ["FreeU_V2", "SelfAttentionGuidance", "PerturbedAttentionGuidance", "HyperTile"])
 def test_it_goes_with_other_patches(comfy: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     """Every way differs from every other, and where all blocks are outer ones, from none."""
+    if patching.PATCHES[name][0] not in object_info:
+        pytest.skip("this version of ComfyUI has no such node")
     patch = patching.patch(object_info, name, [LOADER, 0])
     ways = [(patch,), (reuse(),), (patch, reuse()), (reuse(), patch)]
     only, reused, after, before = (sampled(comfy, plain(), *nodes) for nodes in ways)
@@ -158,11 +163,60 @@ def test_gate_trace_shows_the_whole_steps(comfy: ComfyServer) -> None:
     assert len(reused) == len(whole) // 3
 
 
-def test_fdm_sampler_begins_each_stage_anew(comfy: ComfyServer, staged: Path) -> None:
-    assert staged.is_dir()
-    prompt = staged_models.sample("fdm-half", steps=8)
-    found, whole = sampled(comfy, prompt, reuse(100)), latent(comfy, prompt, [SAMPLER, 0])
-    assert found.isfinite().all() and found.shape == whole.shape and not torch.equal(found, whole)
+@pytest.mark.parametrize(("name", "every"), [("fdm-half", 2), ("fdm-half", 100), ("fdm-blur", 100)])
+def test_fdm_sampler_reuses_within_each_stage(comfy: ComfyServer, staged: Path, name: str, every: int) -> None:
+    student = checkpoint.load(staged / f"{name}.safetensors")
+    found = sampled(comfy, staged_models.sample(name, steps=8), reuse(every)) * student.config.scale_factor
+    positive, negative = (one[:1] for one in contexts(student.conditioner, "text") if one is not None)
+    given = (student, noise_of(1, 1, 4, 16, 16), simple_times(8), 2.0, positive, negative)
+    expected, whole = (staged_models.sampled(*given, hooks=Reusing(one)) for one in (Reuse(every), None))
+    assert (found - expected).abs().max() < 1e-3 * expected.std() < (found - whole).abs().max()
+
+
+def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(comfy: ComfyServer) -> None:
+    """The next one begins lower in the noise than the first one got."""
+
+    def interrupt(value: int) -> None:
+        if value == 2:
+            comfy.post("/interrupt", {})
+
+    def late(seed: int) -> Prompt:
+        made = patched(plain(seed=seed, steps=10), reuse(100))
+        inputs = made[SAMPLER]["inputs"]
+        given = {key: inputs[key] for key in inputs if key not in ("seed", "denoise")}
+        flags = {"add_noise": "enable", "return_with_leftover_noise": "disable", "noise_seed": seed}
+        made[SAMPLER] = node("KSamplerAdvanced", **given, **flags, start_at_step=4, end_at_step=10)
+        return made
+
+    alone = latent(comfy, late(8), [SAMPLER, 0])
+    first = patched(plain(seed=9, steps=500), reuse(100))
+    first["saved"] = node("SaveLatent", samples=[SAMPLER, 0], filename_prefix="test")
+    assert comfy.run(first, on_progress=interrupt).interrupted
+    latent(comfy, plain(seed=10), [SAMPLER, 0])  # so that the server does not remember the result of `late`
+    assert torch.equal(latent(comfy, late(8), [SAMPLER, 0]), alone)
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("outer", [1, 2, 3])
+def test_gligen_finds_its_layers(comfy: ComfyServer, stable_one: str, outer: int) -> None:
+    """By the number of the transformer, of which reuse leaves some out."""
+    made = prompts.generate("text", steps=4)
+    made |= {
+        LOADER: loader(OURS, stable_one),
+        "negative": node("CLIPTextEncode", clip=[LOADER, 1], text=""),
+        "latent": node("EmptyLatentImage", width=96, height=64, batch_size=1),
+        **boxed("positive"),
+    }
+    del made[prompts.DECODE], made[prompts.SAVE]
+    made[SAMPLER]["inputs"]["positive"] = ["boxed", 0]
+    assert sampled(comfy, made, reuse(2, outer)).isfinite().all()
+
+
+def test_a_response_is_measured_without_reuse(comfy: ComfyServer) -> None:
+    made = encoded("class", 2)
+    made["patched"] = reuse()
+    made["spectrum"] = response("one, other", model=[LOADER, 0], model_2=["patched", 0])
+    assert shown(comfy, made)["numbers"] == [{"difference": 0.0}]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,18 @@ def test_export_takes_any_batch(student: UNet) -> None:
             torch.testing.assert_close(exported(*inputs(count)), student(*inputs(count)), rtol=1e-4, atol=1e-5)
 
 
+def test_other_wavelets_are_exported_and_leave_nothing_behind() -> None:
+    unet = randomized(
+        presets.build("ffhq256-student", model_channels=16, norm_groups=4, num_head_channels=8, wavelet="db2")
+    )
+    x, t = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([5.0])
+    with torch.no_grad():
+        exported = torch.export.export(unet.eval(), (x, t), strict=False).module()
+        found = unet(x, t)
+        assert type(found) is Tensor
+        torch.testing.assert_close(exported(x, t), found, rtol=1e-4, atol=1e-5)
+
+
 def test_compiled_in_one_graph_it_predicts_and_learns_the_same(student: UNet) -> None:
     """AOTAutograd makes the backward pass here, not ours."""
     torch._dynamo.reset()

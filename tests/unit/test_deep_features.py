@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,11 +13,11 @@ from torch import Tensor
 from spectral_diffusion.spectral import fdm, presets
 from spectral_diffusion.spectral.config import BoundaryConfig, StagesConfig, UNetConfig
 from spectral_diffusion.spectral.counting import count_macs
-from spectral_diffusion.spectral.deep_features import DeepFeatures, Reuse
+from spectral_diffusion.spectral.deep_features import Reuse
 from spectral_diffusion.spectral.diffusion import Schedule, ddim
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.spectral.hooks import Hooks
-from spectral_diffusion.spectral.reuse import OneSampling
+from spectral_diffusion.spectral.hooks import Part
+from spectral_diffusion.spectral.reuse import OneSampling, Reusing
 from spectral_diffusion.spectral.unet import UNet
 from spectral_diffusion.training.staging import process_of
 
@@ -39,14 +40,6 @@ def unet() -> UNet:
     return new()
 
 
-class Remembering(Hooks):
-    """Nothing but the reuse."""
-
-    def __init__(self, reuse: Reuse) -> None:
-        features = DeepFeatures(reuse)
-        self.recall, self.rise = features.recall, features.rise  # type: ignore[method-assign]
-
-
 #: DeepCache's Table 1: multiply-adds a step of LDM-4-G on ImageNet, on average, if every N-th step is whole.
 PUBLISHED = {1: 99.82, 2: 52.12, 3: 36.48, 5: 23.50, 10: 13.97, 20: 9.39}
 
@@ -55,7 +48,7 @@ PUBLISHED = {1: 99.82, 2: 52.12, 3: 36.48, 5: 23.50, 10: 13.97, 20: 9.39}
 def test_a_step_costs_what_deepcache_says(every: int) -> None:
     teacher = presets.build("cin256_v2-teacher", device="meta")
     x, context = torch.empty(1, 3, 64, 64, device="meta"), torch.empty(1, 1, 512, device="meta")
-    hooks = Remembering(Reuse(every))
+    hooks = Reusing(Reuse(every))
     t = torch.empty(1, device="meta")
     found = sum(count_macs(teacher, x, t, context, hooks=hooks) for _ in range(every)) / every
     assert found / 1e9 == pytest.approx(PUBLISHED[every], rel=0.025)
@@ -123,10 +116,12 @@ def test_another_size_begins_anew(unet: UNet) -> None:
     assert counts == [1, 3, 1]
 
 
-def test_each_stage_of_fdm_begins_with_a_whole_step() -> None:
-    staged = UNetConfig(
-        4, 4, 32, (1, 2), 1, (1, 2), 8, num_head_channels=16, stages=StagesConfig((BoundaryConfig(0.5),))
-    )
+@pytest.mark.parametrize(
+    "boundary", [BoundaryConfig(0.5), BoundaryConfig(0.5, "blur", width=1.5)], ids=["half", "blur"]
+)
+def test_each_stage_of_fdm_begins_with_a_whole_step(boundary: BoundaryConfig) -> None:
+    """Also where both have one size."""
+    staged = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), 8, num_head_channels=16, stages=StagesConfig((boundary,)))
     unet, schedule = randomized(UNet(staged)).eval().requires_grad_(False), Schedule()
     process = process_of(unet, schedule)
     assert process is not None
@@ -139,7 +134,49 @@ def test_each_stage_of_fdm_begins_with_a_whole_step() -> None:
     assert len(stages) == 2 and counts == [1, 1] and made.isfinite().all()
 
 
-@pytest.mark.parametrize(("every", "outer"), [(0, 1), (2, 0), (1.5, 1), ("2", 1)])
+def test_while_gradients_are_recorded_nothing_is_kept() -> None:
+    unet, hooks = randomized(UNet(CONFIG)).requires_grad_(), OneSampling([300], Reuse(2))
+    counts: list[int] = []
+    middles(unet, counts)
+    for _ in range(3):
+        unet(normal(1, 4, 8, 8), torch.tensor([300]), hooks=hooks).square().sum().backward()
+    assert len(counts) == 3
+
+
+class Counting(Reusing):
+    """Also the places where attention comes, as ComfyUI's patches count them."""
+
+    def __init__(self, reuse: Reuse) -> None:
+        super().__init__(reuse)
+        self.passed = 0
+        self.at: dict[tuple[str, int], int] = {}
+
+    def transform(self, shape: tuple[int, ...]) -> None:
+        self.passed += 1
+
+    def skipped(self, transformers: int) -> None:
+        self.passed += transformers
+
+    def enter(self, part: Part, index: int) -> None:
+        self.at[part, index] = self.passed
+
+
+@pytest.mark.parametrize("outer", [1, 2, 3])
+@pytest.mark.parametrize("attending", [(1, 2), (2,)])
+def test_places_with_attention_are_counted_as_if_all_were_run(outer: int, attending: tuple[int, ...]) -> None:
+    unet = UNet(replace(CONFIG, attention_resolutions=attending, num_res_blocks=2)).eval()
+    counts = []
+    hooks = Counting(Reuse(2, outer))
+    for _ in range(2):
+        hooks.passed, hooks.at = 0, {}
+        with torch.no_grad():
+            unet(normal(1, 4, 8, 8), torch.tensor([300]), hooks=hooks)
+        counts.append(hooks.at)
+    whole, reused = counts
+    assert len(reused) == 2 * outer < len(whole) and reused.items() <= whole.items()
+
+
+@pytest.mark.parametrize(("every", "outer"), [(0, 1), (2, 0), (1.5, 1), ("2", 1), (True, 1)])
 def test_numbers_that_are_none_are_refused(every: int, outer: int) -> None:
     with pytest.raises(SpectralError, match="give a whole number from 1"):
         Reuse(every, outer)

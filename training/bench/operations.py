@@ -10,8 +10,8 @@ import torch
 
 from ...spectral import presets
 from ...spectral.counting import count_macs
-from ...spectral.deep_features import DeepFeatures, Reuse
-from ...spectral.hooks import Hooks
+from ...spectral.deep_features import Reuse
+from ...spectral.reuse import Reusing
 from .timing import Settings
 
 #: In 10⁹, by our name of the teacher.
@@ -61,16 +61,8 @@ def gmacs(preset: str, every: int = 1) -> float:
     x, t = torch.empty(1, config.unet.in_channels, side, side, device="meta"), torch.empty(1, device="meta")
     tokens = 1 if config.conditioning.kind == "class" else config.conditioning.context_length
     context = torch.empty(1, tokens, config.unet.context_dim, device="meta") if config.unet.context_dim else None
-    hooks = _Remembering(Reuse(every))
+    hooks = Reusing(Reuse(every))
     return sum(count_macs(network, x, t, context, hooks=hooks) for _ in range(every)) / every / 1e9
-
-
-class _Remembering(Hooks):
-    """Reuse, and nothing else."""
-
-    def __init__(self, reuse: Reuse) -> None:
-        features = DeepFeatures(reuse)
-        self.recall, self.rise = features.recall, features.rise  # type: ignore[method-assign]
 
 
 def lines(result: dict[str, float]) -> list[str]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...spectral.errors import SpectralError
 from ..data.batches import Batches, Data, batches, dead_workers_told
 from ..processes import by_deepspeed, processes
+from ..running import translating
 from . import snapshots, zero
 from .alone import alone
 from .config import RunConfig
@@ -138,7 +139,7 @@ class Trainer:
             batch = next(feed)
             waited = time.perf_counter() - began
             with self.accelerator.accumulate(self.prepared):
-                with self._autocast(), _translating():
+                with self._autocast(), translating("set run.compile to false"):
                     losses = self.prepared(batch)
                 self.accelerator.backward(losses["loss"])
                 self.guard.add(batch, losses, waited)
@@ -166,18 +167,6 @@ class Trainer:
         if whole(norm) > self.run.clip:  # most steps need no change, and none of it is read or written then
             nn.utils.clip_grads_with_norm_(trained, self.run.clip, norm)
         return whole(norm)
-
-
-@contextmanager
-def _translating() -> Iterator[None]:
-    """Where torch.compile finds no compiler, or meets what it cannot translate, that is a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-        raise SpectralError(f"torch.compile failed ({reason}); set run.compile to false.") from error
 
 
 @contextmanager
