@@ -12,6 +12,7 @@
     table        by name only: student, Lite and teacher at batches of 1, 8 and 64, time and memory (minutes on a CPU)
     scaling      by name only: the student's time and memory over batch, resolution and steps, with slopes
     comfyui      with --comfyui: KSampler over its calls of the U-Net, and what the pack adds to ComfyUI's start
+    all          every one of these in one process; comfyui with --comfyui
 
 Ratios named X_vs_Y are above 1 where X is faster; `…_vs_copy`, `…_vs_fft` and overheads are time over the reference.
 """
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     """The command `bench`."""
     parser = cli.Parser("bench", f"Measure speed. {__doc__}")
     parser.formatter_class = _Formatter
-    names = [*SUBJECTS, *BY_NAME, "comfyui"]
+    names = [*SUBJECTS, *BY_NAME, "comfyui", "all"]
     parser.add_argument(
         "what",
         nargs="*",
@@ -86,7 +87,8 @@ def main(argv: Sequence[str]) -> None:
     elif "comfyui" in arguments.what:
         raise SpectralError("To measure the nodes, give the folder of a ComfyUI to --comfyui.")
     result: dict[str, Any] = {}
-    for name in arguments.what or subjects:
+    chosen = [*subjects, *BY_NAME] if "all" in arguments.what else arguments.what or subjects
+    for name in chosen:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
         result |= (subjects | BY_NAME)[name](settings)
     result |= machine() | {"batch": settings.of_batch(cpu=8, quick=1), "precision": settings.precision}

@@ -13,7 +13,7 @@ import torch
 
 from spectral_diffusion.spectral import presets
 from spectral_diffusion.spectral.gated_haar import gated_down, gated_up
-from spectral_diffusion.training import cli
+from spectral_diffusion.training import benchmark, cli
 from spectral_diffusion.training.bench import networks, operations, peers, precision, scaling, timing
 from spectral_diffusion.training.bench.timing import Settings, in_turn, overhead, speed
 
@@ -126,6 +126,20 @@ def test_a_cpu_without_bfloat16_is_not_asked_for_it(
     monkeypatch.setattr(precision, "fastest", lambda _device: "no")
     assert cli.main(["bench", "precision", "--json"]) == 0
     assert not any("bf16" in name for name in json.loads(capsys.readouterr().out))
+
+
+def test_all_is_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order of the help; the nodes where there is a ComfyUI to measure them in."""
+    for table in (benchmark.SUBJECTS, benchmark.BY_NAME):
+        for name in table:
+            monkeypatch.setitem(table, name, lambda _settings, name=name: {f"{name}_found": 1.0})
+    monkeypatch.setattr(benchmark.comfyui, "measure", lambda _settings, at: {"comfyui_found": 1.0})
+    monkeypatch.setattr(benchmark, "Installation", lambda *_where: None)
+    for options, more in (([], set()), (["--comfyui", "anywhere"], {"comfyui_found"})):
+        assert cli.main(["bench", "all", "--json", *options]) == 0
+        found = {name for name in json.loads(capsys.readouterr().out) if name.endswith("_found")}
+        expected = {f"{name}_found" for table in (benchmark.SUBJECTS, benchmark.BY_NAME) for name in table}
+        assert found == expected | more
 
 
 def test_a_slope_is_the_power() -> None:
