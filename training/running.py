@@ -95,9 +95,9 @@ def _predict(unet: UNet, x: Tensor, *others: Any, **named: Any) -> Tensor:
     return unet(x.to(_dtype(unet)), *others, **named).to(x.dtype)  # type: ignore[no-any-return]
 
 
-def _compiled(unet: UNet, *inputs: Any) -> Tensor:
+def _compiled(unet: UNet, *inputs: Any, **named: Any) -> Tensor:
     with translating("leave out --compile"):
-        return _predict(unet, *inputs)
+        return _predict(unet, *inputs, **named)
 
 
 def _dtype(unet: UNet) -> torch.dtype:

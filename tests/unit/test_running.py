@@ -99,6 +99,7 @@ def test_compiled_pictures_are_the_same(exact: Tensor, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(UNet, "compile", graph)
     assert decibels(drawn(Running(compile=True)), exact) > 80
+    assert decibels(drawn(Running(compile=True), "emoji64-fdm"), drawn(Running(), "emoji64-fdm")) > 80
 
 
 @pytest.mark.parametrize(
