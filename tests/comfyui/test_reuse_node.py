@@ -114,6 +114,17 @@ def test_samplers_that_ask_more_than_once_a_step(comfy: ComfyServer, sampler: st
     assert found.isfinite().all() and not torch.equal(found, whole)
 
 
+def small_stable(name: str) -> Prompt:
+    """A small Stable Diffusion by our loader, four steps."""
+    made = prompts.generate("text", steps=4)
+    del made[prompts.DECODE], made[prompts.SAVE]
+    return made | {
+        LOADER: loader(OURS, name),
+        "negative": node("CLIPTextEncode", clip=[LOADER, 1], text=""),
+        "latent": node("EmptyLatentImage", width=96, height=64, batch_size=1),
+    }
+
+
 @pytest.fixture
 def control(comfy: ComfyServer, stable_one: str) -> Iterator[Prompt]:
     """A ControlNet of a small Stable Diffusion, and the prompt that samples with both."""
@@ -121,14 +132,7 @@ def control(comfy: ComfyServer, stable_one: str) -> Iterator[Prompt]:
     models.mkdir(exist_ok=True)
     patching.write_controlnet(models / "control.safetensors", stable.UNET_ONE)
     Image.radial_gradient("L").resize((96, 64)).save(comfy.distribution.base / "input" / "control.png")
-    made = prompts.generate("text", steps=4)
-    made |= {
-        LOADER: loader(OURS, stable_one),
-        "negative": node("CLIPTextEncode", clip=[LOADER, 1], text=""),
-        "latent": node("EmptyLatentImage", width=96, height=64, batch_size=1),
-        **controlled("positive", "negative"),
-    }
-    del made[prompts.DECODE], made[prompts.SAVE]
+    made = small_stable(stable_one) | controlled("positive", "negative")
     made[SAMPLER]["inputs"] |= {"positive": ["controlled", 0], "negative": ["controlled", 1]}
     yield made
     (models / "control.safetensors").unlink()
@@ -200,14 +204,7 @@ def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(comfy: ComfyServe
 @pytest.mark.parametrize("outer", [1, 2, 3])
 def test_gligen_finds_its_layers(comfy: ComfyServer, stable_one: str, outer: int) -> None:
     """By the number of the transformer, of which reuse leaves some out."""
-    made = prompts.generate("text", steps=4)
-    made |= {
-        LOADER: loader(OURS, stable_one),
-        "negative": node("CLIPTextEncode", clip=[LOADER, 1], text=""),
-        "latent": node("EmptyLatentImage", width=96, height=64, batch_size=1),
-        **boxed("positive"),
-    }
-    del made[prompts.DECODE], made[prompts.SAVE]
+    made = small_stable(stable_one) | boxed("positive")
     made[SAMPLER]["inputs"]["positive"] = ["boxed", 0]
     assert sampled(comfy, made, reuse(2, outer)).isfinite().all()
 
