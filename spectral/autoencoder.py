@@ -15,8 +15,8 @@ from .errors import SpectralError
 from .layers import added, ordered, silu
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -26,11 +26,11 @@ def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 shortcut where the width changes."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = _norm(inputs)
+        self.norm1 = _norm(inputs, groups)
         self.conv1 = _conv3(inputs, outputs)
-        self.norm2 = _norm(outputs)
+        self.norm2 = _norm(outputs, groups)
         self.conv2 = _conv3(outputs, outputs)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
@@ -44,9 +44,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all cells of [B, C, H, W]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -84,12 +84,12 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, with attention behind each where `attention` says so."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, groups: int) -> None:
         super().__init__()
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
-        self.block = nn.ModuleList(ResnetBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(outputs) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(ResnetBlock(inputs if i == 0 else outputs, outputs, groups) for i in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(outputs, groups) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
@@ -102,11 +102,11 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Block, attention, block at the lowest resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -117,17 +117,18 @@ class Encoder(nn.Module):
 
     def __init__(self, config: FirstStageConfig) -> None:
         super().__init__()
-        widths = [config.ch * mult for mult in config.ch_mult]
+        widths, groups = [config.ch * mult for mult in config.ch_mult], config.norm_groups
         self.conv_in = _conv3(config.in_channels, config.ch)
         self.down = nn.ModuleList()
         for index, width in enumerate(widths):
             attention = config.resolution // 2**index in config.attn_resolutions
-            level = Level(widths[index - 1] if index else config.ch, width, config.num_res_blocks, attention)
+            inputs = widths[index - 1] if index else config.ch
+            level = Level(inputs, width, config.num_res_blocks, attention, groups)
             if index < len(widths) - 1:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.mid = Middle(widths[-1], groups)
+        self.norm_out = _norm(widths[-1], groups)
         self.conv_out = _conv3(widths[-1], config.z_channels * (2 if config.kind == "kl" else 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,19 +146,19 @@ class Decoder(nn.Module):
 
     def __init__(self, config: FirstStageConfig) -> None:
         super().__init__()
-        widths = [config.ch * mult for mult in config.ch_mult]
+        widths, groups = [config.ch * mult for mult in config.ch_mult], config.norm_groups
         self.conv_in = _conv3(config.z_channels, widths[-1])
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], groups)
         levels: list[Level] = []
         for index in reversed(range(len(widths))):
             attention = config.resolution // 2**index in config.attn_resolutions
             inputs = widths[min(index + 1, len(widths) - 1)]
-            level = Level(inputs, widths[index], config.num_res_blocks + 1, attention)
+            level = Level(inputs, widths[index], config.num_res_blocks + 1, attention, groups)
             if index:
                 level.upsample = Upsample(widths[index])
             levels.insert(0, level)
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], groups)
         self.conv_out = _conv3(widths[0], config.out_ch)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -266,7 +267,10 @@ def check(config: FirstStageConfig) -> None:
             raise SpectralError(f"A first stage's {name} is {getattr(config, name)}; expected 1 to {most}.")
     if len(config.ch_mult) > 16 or max(config.ch_mult) > 64:
         raise SpectralError("A first stage's ch_mult has at most 16 levels of at most 64 times the width.")
-    if config.ch < 1 or config.ch % 32:
-        raise SpectralError(f"A first stage's ch is {config.ch}; group normalisation needs a multiple of 32.")
+    if config.norm_groups < 1 or config.ch % config.norm_groups:
+        raise SpectralError(
+            f"A first stage's ch is {config.ch}; group normalisation needs a multiple of {config.norm_groups} "
+            "(norm_groups)."
+        )
     if config.kind == "vq" and (config.n_embed is None or config.n_embed < 1):
         raise SpectralError("A VQ first stage needs n_embed, the size of its codebook; set it.")

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from .errors import SpectralError
 
 #: Version of the JSON that a reader knows; it refuses a higher one. Models without stages are written as version 1.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: No size, count or step of a model comes near it.
 LARGEST_INTEGER = 2**31 - 1
@@ -113,6 +113,8 @@ class FirstStageConfig:
         embed_dim: channels of the latent that the U-Net sees.
         z_channels: channels inside, between `conv_out` and `quant_conv`.
         attn_resolutions: image sides at which attention follows each block, counted from `resolution`.
+        norm_groups: groups of every group normalisation, 32 in LDM. A network of 32 channels wants fewer: a group of
+            one channel loses the mean of that feature, and the picture its colours.
     """
 
     kind: Literal["kl", "vq"]
@@ -126,6 +128,7 @@ class FirstStageConfig:
     in_channels: int = 3
     out_ch: int = 3
     n_embed: int | None = None
+    norm_groups: int = 32
 
     @property
     def downscale(self) -> int:

@@ -44,6 +44,8 @@ class AutoencoderConfig:
         first_stage: the architecture.
         frequency_weight: weight of the L1 distance of the images' spectra (orthonormal 2D FFT).
         kl_weight: weight of the posterior's divergence from N(0, 1), a mean over the latent's elements.
+        patch: side in pixels of the part of every image, at a random place, that a step learns from; null: all of it.
+            The network works on images of any size: of smaller parts a batch holds more in the same time.
         latents_of: a checkpoint with a first stage, whose latents (scaled, as a U-Net sees them) are coded in place of
             the images.
     """
@@ -55,6 +57,7 @@ class AutoencoderConfig:
     )
     frequency_weight: float = 1.0
     kl_weight: float = 1e-3
+    patch: int | None = None
     latents_of: Path | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +99,7 @@ class AutoencoderTask(nn.Module):
         image = self.signal(batch, device)
         if self._base[0] is None:  # latents of mirrored images are not mirrored latents
             image = torch.where((random.uniform() < 0.5).to(device).view(-1, 1, 1, 1), image, image.flip(-1))
+            image = image if self.config.patch is None else patches(image, self.config.patch, random)
         mean, log_variance = self.first_stage.posterior(image)
         latent = mean + torch.exp(0.5 * log_variance) * random.normal(tuple(mean.shape[1:]))
         difference = (self.first_stage.decode(latent) - image).float()
@@ -127,6 +131,7 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
         raise SpectralError(
             f"The {what} have {channels} channels; set first_stage.in_channels and first_stage.out_ch to {channels}."
         )
+    check_patch(config, multiple)
     if config.data.size % multiple:
         raise SpectralError(f"data.size is {config.data.size}; this first stage needs a multiple of {multiple}.")
     data = open_data(config.data, multiple=multiple)
@@ -159,6 +164,27 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
 def floats(image: Tensor, device: torch.device) -> Tensor:
     """uint8 images as float32 in [−1, 1] on the device."""
     return image.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
+
+
+def patches(image: Tensor, side: int, random: SampleRandom) -> Tensor:
+    """A square of `side` pixels at a random place of every image [B, C, H, W]."""
+    places = [((size - side + 1) * random.uniform()).long().tolist() for size in image.shape[2:]]
+    cut = [one[:, top : top + side, left : left + side] for one, top, left in zip(image, *places, strict=True)]
+    return torch.stack(cut)
+
+
+def check_patch(config: AutoencoderConfig, multiple: int) -> None:
+    """Raise SpectralError where patches cannot be cut from the images, or coded."""
+    side = config.patch
+    if side is None:
+        return
+    if config.latents_of is not None:
+        raise SpectralError("patch is for images; leave it out where latents_of is given.")
+    if not (0 < side <= config.data.size and side % multiple == 0) or config.data.buckets:
+        raise SpectralError(
+            f"patch is {side}; expected a multiple of {multiple}, at most data.size = {config.data.size}, "
+            "and no data.buckets."
+        )
 
 
 def open_first_stage(path: Path) -> Checkpoint:

@@ -31,7 +31,7 @@ def read_first_stage(settings: Settings) -> tuple[FirstStageConfig, float]:
         SpectralError: a setting has a value that LDM's first stages cannot have; it is named.
     """
     kind = _STAGE_KINDS[settings.get("_class_name")]
-    settings.only(_PLAIN_STAGE | (_PLAIN_KL if kind == "kl" else _PLAIN_VQ) | {"norm_num_groups": (32,)})
+    settings.only(_PLAIN_STAGE | (_PLAIN_KL if kind == "kl" else _PLAIN_VQ))
     widths = settings.integers("block_out_channels")
     if any(width % widths[0] for width in widths):
         settings.refuse("block_out_channels", "multiples of the first one")
@@ -58,6 +58,7 @@ def read_first_stage(settings: Settings) -> tuple[FirstStageConfig, float]:
         in_channels=settings.integer("in_channels", 3),
         out_ch=settings.integer("out_channels", 3),
         n_embed=settings.integer("num_vq_embeddings", 256) if kind == "vq" else None,
+        norm_groups=settings.integer("norm_num_groups", 32),
     )
     return config, settings.number("scaling_factor", 0.18215 if kind == "kl" else 1.0)
 
@@ -88,7 +89,7 @@ def write_first_stage(config: FirstStageConfig, scale_factor: float) -> dict[str
         "up_block_types": [_STAGE_BLOCKS[1][not attention] for attention in reversed(attending)],
         "layers_per_block": config.num_res_blocks,
         "latent_channels": config.z_channels,
-        "norm_num_groups": 32,
+        "norm_num_groups": config.norm_groups,
         "sample_size": config.resolution,
         "scaling_factor": scale_factor,
         **own,

@@ -37,11 +37,12 @@ def write(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor], dtype:
         raise SpectralError(
             f"{path.name}: a U-Net of stages has no place in LDM's layout; write it in the spectral layout."
         )
-    if config.unet is not None and config.unet.norm_groups != 32:
-        raise SpectralError(
-            f"{path.name}: normalisation in {config.unet.norm_groups} groups has no place in LDM's layout, which has "
-            "32; write it in the spectral layout."
-        )
+    for part in (config.unet, config.first_stage):
+        if part is not None and part.norm_groups != 32:
+            raise SpectralError(
+                f"{path.name}: normalisation in {part.norm_groups} groups has no place in LDM's layout, which has 32; "
+                "write it in the spectral layout."
+            )
     if path.suffix not in (".safetensors", ".ckpt"):
         raise SpectralError(f"{path} is no name for a checkpoint; expected .safetensors or .ckpt at its end.")
     content = {**stored(_named(config, tensors), dtype), **(_buffers(config) if config.unet is not None else {})}

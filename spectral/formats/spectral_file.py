@@ -120,10 +120,18 @@ def _description(config: ModelConfig) -> str:
     description = to_dict(config)
     if not config.schedule.zero_terminal_snr:  # so that readers who do not know the setting read all other files
         del description["schedule"]["zero_terminal_snr"]
-    if config.unet is None or config.unet.stages is None:  # likewise
-        description["version"] = 1
-        if description["unet"] is not None:
-            del description["unet"]["stages"]
+    staged = config.unet is not None and config.unet.stages is not None
+    description["version"] = 2 if staged else 1
+    if not staged and description["unet"] is not None:  # likewise
+        del description["unet"]["stages"]
+    first_stages = [description["first_stage"]]
+    if staged:
+        first_stages += [boundary["autoencoder"] for boundary in description["unet"]["stages"]["boundaries"]]
+    for stage in filter(None, first_stages):  # likewise
+        if stage["norm_groups"] == 32:
+            del stage["norm_groups"]
+        else:
+            description["version"] = 3
     return json.dumps(description)
 
 

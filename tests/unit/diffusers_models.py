@@ -126,6 +126,18 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
             "scaling_factor": 1.0,
         },
     ),
+    "kl-f4 in 8 groups": (
+        "AutoencoderKL",
+        {
+            "block_out_channels": [32, 64, 64],
+            "down_block_types": ["DownEncoderBlock2D"] * 3,
+            "up_block_types": ["UpDecoderBlock2D"] * 3,
+            "latent_channels": 4,
+            "norm_num_groups": 8,
+            "sample_size": 16,
+            "scaling_factor": 0.5,
+        },
+    ),
     "kl-f8": (
         "AutoencoderKL",
         {

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from spectral_diffusion.spectral.errors import SpectralError
-from spectral_diffusion.training import cli, emoji
+from spectral_diffusion.training import cli
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.dataset import open_images
+from spectral_diffusion.training.datasets import emoji
 
 
 def entry(code: str, caption: str, group: str = "food-drink", skintone: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from spectral_diffusion.spectral import checkpoint, fdm
+from spectral_diffusion.spectral.autoencoder import AutoencoderKL
 from spectral_diffusion.spectral.config import (
     BoundaryConfig,
     FirstStageConfig,
@@ -50,6 +51,22 @@ def test_a_model_of_stages_comes_back_from_its_file(stages: StagesConfig, tmp_pa
     assert all(torch.equal(tensor, weights[key]) for key, tensor in back.unet.state_dict().items())
     checkpoint.convert(checkpoint.read(path), tmp_path / "again.safetensors")
     assert checkpoint.read(tmp_path / "again.safetensors").config == config
+
+
+def test_first_stages_of_other_groups_are_told_apart_by_the_version(tmp_path: Path) -> None:
+    few = FirstStageConfig("kl", 3, 3, 32, (1, 2), num_res_blocks=1, resolution=16, norm_groups=8)
+    alone = ModelConfig("autoencoder", first_stage=few)
+    path = checkpoint.save(tmp_path / "few.safetensors", alone, first_stage=AutoencoderKL(few))
+    assert description(path)["version"] == 3 and checkpoint.read(path).config == alone
+    usual = replace(alone, first_stage=replace(few, norm_groups=32))
+    path = checkpoint.save(tmp_path / "usual.safetensors", usual, first_stage=AutoencoderKL(few))
+    assert description(path)["version"] == 1 and "norm_groups" not in json.dumps(description(path))
+    assert checkpoint.read(path).config == usual
+    coded = StagesConfig((B(0.3, "vae", autoencoder=replace(PAIR, norm_groups=8), gamma=0.3),))
+    staged = ModelConfig("student", replace(SMALL, stages=coded), schedule=ScheduleConfig(prediction="v"))
+    assert staged.unet is not None
+    path = checkpoint.save(tmp_path / "staged.safetensors", staged, unet=UNet(staged.unet))
+    assert description(path)["version"] == 3 and checkpoint.read(path).config == staged
 
 
 def test_a_model_without_stages_is_written_as_ever(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ...spectral.config import ModelConfig
 from ...spectral.errors import SpectralError
-from .. import cli, emoji
+from .. import cli
+from ..datasets import emoji, photographs
 from ..loop.stopping import stopping_in_order
 from .config import DataConfig
 
@@ -28,14 +29,35 @@ def main(argv: Sequence[str]) -> None:
 
 def build_emoji(argv: Sequence[str]) -> None:
     """The command `data emoji`."""
-    parser = cli.Parser("data emoji", "Build the emoji that ship with the kit from the packages that they come from.")
+    parser = cli.Parser("data emoji", "Build a set of emoji with captions from the packages that they come from.")
     parser.add_argument("--out", type=Path, default=Path("emoji64.tar"), help="the WebDataset shard to write")
     parser.add_argument("--size", type=int, default=64, help="side of the square images, in pixels")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, help="share of the emoji that go to NAME-held-out.tar instead"
+    )
+    parser.add_argument("--captions", action="store_true", help="several of each, from its name, tags and colour")
     parser.add_argument("--pictures", type=Path, help=f"the .tgz of npm's {emoji.PICTURES}, when it is at hand")
     parser.add_argument("--names", type=Path, help=f"the .tgz of npm's {emoji.NAMES}, when it is at hand")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
-    cli.report(emoji.build(arguments.out, arguments.size, arguments.pictures, arguments.names), arguments.json)
+    options = {name: getattr(arguments, name) for name in ("size", "pictures", "names", "held_out", "captions")}
+    cli.report(emoji.build(arguments.out, **options), arguments.json)
+
+
+def build_photographs(argv: Sequence[str]) -> None:
+    """The command `data photographs`."""
+    parser = cli.Parser("data photographs", "Build a set of landscapes, cities and skies from the package of a game.")
+    parser.add_argument("--out", type=Path, default=Path("photographs.tar"), help="the WebDataset shard to write")
+    parser.add_argument("--size", type=int, default=128, help="side of the square images, in pixels")
+    parser.add_argument("--cut", type=int, default=256, help="side of the squares in the photographs' pixels")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, help="share of the photographs that go to NAME-held-out.tar instead"
+    )
+    parser.add_argument("--package", type=Path, help=f"the .deb of Debian's {photographs.PACKAGE}, when it is at hand")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    options = {name: getattr(arguments, name) for name in ("size", "cut", "held_out", "package")}
+    cli.report(photographs.build(arguments.out, **options), arguments.json)
 
 
 def cache(argv: Sequence[str]) -> None:
@@ -151,6 +173,7 @@ def usual_size(about: ModelConfig) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "emoji": build_emoji,
+    "photographs": build_photographs,
     "cache": cache,
     "imagine": imagine,
     "stages": stages,

@@ -9,7 +9,7 @@ import signal
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from . import order
 from .config import DataConfig
 from .notes import JUDGED, CorruptLog
 from .order import Order, Plan
+from .records import drawn
 
 WORKER_KILLED = (
     "A worker that reads the data was killed, most likely for want of memory; "
@@ -57,6 +58,8 @@ class Data(ABC):
         config: what was asked for.
         source: what to call it in a sentence.
         captions, subgroups: of every sample, the subgroup being the name of its class; None for a stream.
+        also: what else samples may be called, by their places; only of those that have several captions, and where the
+            configuration wants them.
 
     Attributes:
         made_by: SHA-256 of the teacher that imagined the samples; None for images, and for latents of images.
@@ -65,10 +68,16 @@ class Data(ABC):
     made_by: str | None = None
 
     def __init__(
-        self, config: DataConfig, source: str, captions: Sequence[str] | None, subgroups: Sequence[str] | None
+        self,
+        config: DataConfig,
+        source: str,
+        captions: Sequence[str] | None,
+        subgroups: Sequence[str] | None,
+        also: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
         self.config, self.source = config, source
         self.captions, self.subgroups = captions, subgroups
+        self.also = also if also is not None and config.captions == "all" else {}
 
     @property
     def count(self) -> int | None:
@@ -107,6 +116,10 @@ class MapData(Data):
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def caption(self, index: int, seed: int, epoch: int, key: str) -> str:
+        """What a sample is called in one epoch."""
+        return drawn(self.captions[index], self.also.get(index, ()), seed, epoch, key)
 
     @property
     @abstractmethod

@@ -22,6 +22,7 @@ from . import latents, order
 from .batches import Batches, Loading, corrupt_log, make_loader
 from .images import Images
 from .latents import encode
+from .latents_folder import Line
 from .latents_writing import WriteOptions, begin, finish, new_index, stored, write_shard
 from .order import Plan
 
@@ -165,4 +166,4 @@ def _write_shard(out: Path, file: str, indices: list[int], parts: list[dict[str,
     records = [images.records[index] for index in indices]
     names = next((part.keys() for part in parts if part), ())
     tensors = {name: torch.cat([part[name] for part in parts if part]) for name in names}
-    write_shard(out, file, indices, [(record.key, record.caption, record.groups) for record in records], tensors)
+    write_shard(out, file, indices, [Line(r.key, r.caption, r.groups, r.also) for r in records], tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,8 @@ class Contexts:
     ) -> None:
         self.config, self.dropout, self.vocabulary = config, dropout, vocabulary
         self.null: Tensor | None = None
-        self._captions = None if data.captions is None else list(dict.fromkeys(data.captions))
+        several = itertools.chain.from_iterable(data.also.values())
+        self._captions = None if data.captions is None else list(dict.fromkeys([*data.captions, *several]))
         self.others = others
         self._tokens: dict[str, Tensor] = {}
         self._states: Tensor | None = None

@@ -44,7 +44,8 @@ class Images(MapData):
     """
 
     def __init__(self, config: DataConfig, records: Sequence[Record], source: str, multiple: int = 1) -> None:
-        super().__init__(config, source, [r.caption for r in records], [r.groups[-1] for r in records])
+        also = {place: record.also for place, record in enumerate(records) if record.also}
+        super().__init__(config, source, [r.caption for r in records], [r.groups[-1] for r in records], also)
         self.records, self.reader = records, Reader()
         self.sizes: list[Size] = [(config.size, config.size)]
         self._corrupt: dict[int, str] = {}
@@ -69,7 +70,8 @@ class Images(MapData):
             digest = hashlib.sha256()
             whole = sum(record.size for record in self.records) < DIGESTED
             for record in self.records:
-                digest.update(repr((record.key, record.size, record.caption, record.groups)).encode())
+                also = (record.also,) if record.also else ()
+                digest.update(repr((record.key, record.size, record.caption, record.groups, *also)).encode())
                 if whole:
                     digest.update(self._content(record))
             self._digest = digest.hexdigest()
@@ -103,7 +105,12 @@ class Images(MapData):
             if sample is None:
                 return Loaded(None, corrupt)
             samples.append(sample)
-        return Loaded(self._batch(samples), corrupt)
+        batch = self._batch(samples)
+        batch["caption"] = [
+            self.caption(index, seed, epoch, self.records[index].key)
+            for (epoch, _), (index, _) in zip(plan.items, samples, strict=True)
+        ]
+        return Loaded(batch, corrupt)
 
     def _batch(self, samples: list[tuple[int, Pixels]]) -> Batch:
         indices = [index for index, _ in samples]

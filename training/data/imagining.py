@@ -110,7 +110,10 @@ def write(
             for some in _parts(indices, options.batch):
                 shown = [wish_of(index, wishes, permutations) for index in some]
                 rows.append(_made(teacher, shown, some, options))
-                told += [(f"{index:08d}", wish.caption, wish.groups) for index, wish in zip(some, shown, strict=True)]
+                told += [
+                    latents_folder.Line(f"{index:08d}", wish.caption, wish.groups)
+                    for index, wish in zip(some, shown, strict=True)
+                ]
                 bar.update(len(some))
             write_shard(options.out, about["shards"][number]["file"], list(indices), told, {"latent": torch.cat(rows)})
     counts = finish(options.out, about, [f"{index:08d}" for index in range(count)])
@@ -254,6 +257,6 @@ def told_of(path: str) -> list[tuple[str, tuple[str, ...]]]:
     if latents_folder.is_cache(place):
         about = latents_folder.read_index(place)
         lines = [line for shard in about["shards"] for line in latents_folder.read_lines(place, shard)]
-        return [(caption, groups) for _, caption, groups in lines]
+        return [(line.caption, line.groups) for line in lines]
     found = records.in_folder(place) if place.is_dir() else shards.in_shards(shards.named(str(place)))
     return [(record.caption, record.groups) for record in found]

@@ -67,7 +67,9 @@ class Latents(MapData):
         framing = Framing(flip=self.config.flip and mirrored, seed=seed)
         items = [(epoch, self.shown(index)) for epoch, index in plan.items]
         rows = [self.row(index, framing.draw(self.key(index), epoch)[1]) for epoch, index in items]
-        return Loaded(self._batch([index for _, index in items], rows), [])
+        batch = self._batch([index for _, index in items], rows)
+        batch["caption"] = [self.caption(index, seed, epoch, self.key(index)) for epoch, index in items]
+        return Loaded(batch, [])
 
     def shown(self, index: int) -> int:
         """The sample that is given in the place of one: itself, unless it could not be read."""
@@ -110,7 +112,7 @@ class HeldLatents(Latents):
     """
 
     def __init__(self, images: Images, first_stage: FirstStage, batch: int = 64) -> None:
-        super().__init__(images.config, images.source, images.captions, images.subgroups)
+        super().__init__(images.config, images.source, images.captions, images.subgroups, images.also)
         if images.config.crop == "random" or images.config.buckets:
             raise SpectralError(
                 "Latents are held in memory of centre crops of one size; set data.crop to centre, and leave "

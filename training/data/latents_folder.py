@@ -3,7 +3,8 @@
 `latents-00000.safetensors`, … with `index` [n] int64 (a sample's place in the data) and either `moments` [n, 2C, h, w]
 (KL: mean, and log-variance in [−30, 20]) or `latent` [n, C, h, w] (VQ, before quantising), and the same of the mirrored
 images as `moments_flipped` or `latent_flipped` where asked for; `latents-00000.jsonl`, … with a line {"key", "caption",
-"groups"} for each row; and `index.json`, what all of it was made from. Latents are the first stage's, not scaled.
+"groups"}, and "captions" where there are several, for each row; and `index.json`, what all of it was made from. Latents
+are the first stage's, not scaled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -26,6 +27,15 @@ from .order import Order
 from .records import chosen
 
 FORMAT, VERSION, INDEX = "spectral_diffusion latents", 1, "index.json"
+
+
+class Line(NamedTuple):
+    """A sample's name, and what is said of it; as `records.Record`."""
+
+    key: str
+    caption: str
+    groups: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 class CachedLatents(Latents):
@@ -57,7 +67,8 @@ class CachedLatents(Latents):
             raise SpectralError(f"{folder} holds no latents in the groups {', '.join(config.subgroups)}.")
         self._places = [(number, row) for _, number, row, *_ in found]
         self._keys = [entry[3] for entry in found]
-        super().__init__(config, str(folder), [entry[4] for entry in found], [entry[5][-1] for entry in found])
+        also = {place: entry[6] for place, entry in enumerate(found) if entry[6]}
+        super().__init__(config, str(folder), [entry[4] for entry in found], [entry[5][-1] for entry in found], also)
         self._bytes = sum(t.nbytes for shard in self._tensors() for t in shard.values())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,8 +162,8 @@ def described(shard: str) -> str:
     return shard.replace(".safetensors", ".jsonl")
 
 
-def read_lines(folder: Path, shard: dict[str, Any]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(key, caption, groups) of every row of a shard.
+def read_lines(folder: Path, shard: dict[str, Any]) -> list[Line]:
+    """What is said of every row of a shard.
 
     Raises:
         SpectralError: the file is missing or damaged.
@@ -160,7 +171,15 @@ def read_lines(folder: Path, shard: dict[str, Any]) -> list[tuple[str, str, tupl
     path = folder / described(shard["file"])
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-        return [(str(row["key"]), str(row["caption"]), tuple(map(str, row["groups"]))) for row in rows]
+        return [
+            Line(
+                str(row["key"]),
+                str(row["caption"]),
+                tuple(map(str, row["groups"])),
+                tuple(map(str, row.get("captions", ())))[1:],
+            )
+            for row in rows
+        ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SpectralError(
             f"{path} is missing or damaged; remove {shard['file']}, and run the command again that made the folder."

@@ -21,7 +21,7 @@ from ...spectral.formats.writing import write_safetensors
 from ..files import write_whole
 from . import latents_folder
 from .latents import first_stage_sha256
-from .latents_folder import FORMAT, INDEX, VERSION, described
+from .latents_folder import FORMAT, INDEX, VERSION, Line, described
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 #: What latents are made from, known by a hash, and what to call another one in a sentence.
@@ -144,19 +144,21 @@ def _is_whole(about: dict[str, Any], number: int, out: Path) -> bool:
         return False
 
 
-def write_shard(
-    out: Path, file: str, indices: list[int], told: Sequence[tuple[str, str, Sequence[str]]], tensors: dict[str, Tensor]
-) -> None:
+def write_shard(out: Path, file: str, indices: list[int], told: Sequence[Line], tensors: dict[str, Tensor]) -> None:
     """Write a shard and its lines; the lines first, for a shard that is there is whole.
 
     Args:
         file: its name.
         indices: the places of its samples in the data.
-        told: key, caption and groups of each.
+        told: what is said of each.
         tensors: by name, a row for each.
     """
-    lines = [json.dumps({"key": key, "caption": caption, "groups": list(groups)}) for key, caption, groups in told]
-    write_whole(out / described(file), "".join(line + "\n" for line in lines))
+    rows = [
+        {"key": line.key, "caption": line.caption, "groups": list(line.groups)}
+        | ({"captions": [line.caption, *line.also]} if line.also else {})
+        for line in told
+    ]
+    write_whole(out / described(file), "".join(json.dumps(row) + "\n" for row in rows))
     write_safetensors(out / file, {"index": torch.tensor(indices, dtype=torch.int64), **tensors}, {"format": "pt"})
 
 

@@ -33,7 +33,7 @@ class Raw(NamedTuple):
         key: its name.
         name: what to call it in a sentence.
         content: of the image file.
-        caption, groups: what is said of it.
+        caption, groups, also: what is said of it.
         epoch: how often its shard has been read before.
     """
 
@@ -42,6 +42,7 @@ class Raw(NamedTuple):
     content: bytes
     caption: str
     groups: tuple[str, ...]
+    also: tuple[str, ...]
     epoch: int
 
 
@@ -57,9 +58,10 @@ def samples(command: str, subgroups: Sequence[str], epoch: int) -> Iterator[Raw]
         assert process.stdout is not None
         try:
             for name, content, files in _groups(tar.Archive(process.stdout, seekable=False)):
-                caption, groups = described(name, files)
+                caption, groups, also = described(name, files)
+                assert caption is not None  # there is always one in a shard
                 if chosen(groups, subgroups):
-                    yield Raw(name, f"{name} of pipe:{command}", content, caption, groups, epoch)
+                    yield Raw(name, f"{name} of pipe:{command}", content, caption, groups, also, epoch)
         except (tar.ArchiveError, ValueError) as error:
             if not process.stdout.read(1):  # it has ended, and says why; what still writes is no archive
                 _check_exit(process, command, said)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...spectral.errors import SpectralError
 from ..decoding import files_in
@@ -17,6 +18,14 @@ from ..decoding import files_in
 #: Files that describe the images beside and below them, as Hugging Face's imagefolder has them.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _CAPTIONS, _LABELS = ("caption", "text", "prompt"), ("subgroup", "label", "class")
+
+
+class Said(NamedTuple):
+    """What is said of a sample: its caption, None for none; its groups, as `Record` has them; and other captions."""
+
+    caption: str | None
+    groups: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Record:
         caption: in words.
         groups: from the widest to the narrowest; the last one is the class.
         member: what a shard calls the image; "" for a file of its own.
+        also: what else it may be called.
     """
 
     key: str
@@ -39,6 +49,7 @@ class Record:
     caption: str
     groups: tuple[str, ...]
     member: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,12 +68,20 @@ def chosen(groups: Sequence[str], patterns: Sequence[str]) -> bool:
     )
 
 
-def said_of(about: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
-    """Caption and groups in a description of an image; None and () where it says nothing."""
+def drawn(caption: str, also: Sequence[str], seed: int, epoch: int, key: str) -> str:
+    """One of a sample's captions, for one epoch: a pure function."""
+    return random.Random(f"{seed} {epoch} caption {key}").choice((caption, *also)) if also else caption
+
+
+def said_of(about: Mapping[str, Any]) -> Said:
+    """What a description of an image says: "captions" are a list, and a single one before them is the first."""
     caption = next((about[name] for name in _CAPTIONS if isinstance(about.get(name), str)), None)
+    listed = about.get("captions")
+    several = [entry for entry in listed if isinstance(entry, str)] if isinstance(listed, list) else []
+    own = list(dict.fromkeys([*([] if caption is None else [caption]), *several]))
     label = next((str(about[name]) for name in _LABELS if about.get(name) is not None), None)
     groups = [str(about["group"])] if about.get("group") is not None else []
-    return caption, (*groups, *([label] if label is not None else []))
+    return Said(own[0] if own else None, (*groups, *([label] if label is not None else [])), tuple(own[1:]))
 
 
 def in_folder(folder: Path) -> list[Record]:
@@ -79,12 +98,12 @@ def in_folder(folder: Path) -> list[Record]:
     described = _metadata(folder) if files else {}
     records = []
     for file in files:
-        caption, groups = described.pop(file, (None, ()))
+        caption, groups, also = described.pop(file, Said(None, ()))
         if caption is None:
             beside = file.with_suffix(".txt")
             caption = read_text(beside).strip() if beside in texts else in_words(file.stem)
         key = file.relative_to(folder).as_posix()
-        records.append(Record(key, file, 0, _size(file), caption, groups or (file.parent.name,)))
+        records.append(Record(key, file, 0, _size(file), caption, groups or (file.parent.name,), also=also))
     for missing in described:
         raise SpectralError(
             f"{missing} is described in the metadata of {folder}, but is no image there; restore it, or remove its row."
@@ -136,8 +155,8 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _metadata(folder: Path) -> dict[Path, tuple[str | None, tuple[str, ...]]]:
-    """Caption and groups of every image that a metadata file describes."""
+def _metadata(folder: Path) -> dict[Path, Said]:
+    """What a metadata file says of the images that it describes."""
     described = {}
     for path in sorted(path for name in METADATA for path in folder.rglob(name)):
         for number, row in enumerate(_rows(path), 1):
@@ -186,7 +205,7 @@ def _parquet(path: Path) -> list[Mapping[str, Any]]:
         ) from error
     try:
         names = set(parquet.read_schema(path).names)
-        wanted = [name for name in ("file_name", "group", *_CAPTIONS, *_LABELS) if name in names]
+        wanted = [name for name in ("file_name", "group", "captions", *_CAPTIONS, *_LABELS) if name in names]
         rows: list[Mapping[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist()
     except ArrowException as error:
         raise ValueError(error) from error

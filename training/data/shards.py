@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from ...spectral.errors import SpectralError
 from ..decoding import SUFFIXES
 from . import tar
-from .records import Record, said_of
+from .records import Record, Said, said_of
 
 DESCRIPTIONS = (".txt", ".json", ".cls")
 #: No description of an image is longer, in bytes.
@@ -102,9 +102,10 @@ def _index(path: Path, archive: tar.Archive) -> list[Record]:
     records = []
     for name in sorted(images):
         stem, _ = split(name)
-        caption, groups = described(name, descriptions.get(stem, {}))
+        caption, groups, also = described(name, descriptions.get(stem, {}))
         member = images[name]
-        records.append(Record(f"{path.name}/{name}", path, member.offset, member.size, caption, groups, name))
+        assert caption is not None  # there is always one in a shard
+        records.append(Record(f"{path.name}/{name}", path, member.offset, member.size, caption, groups, name, also))
     return records
 
 
@@ -114,8 +115,8 @@ def split(name: str) -> tuple[str, str]:
     return name.removesuffix(suffix) if suffix else name, suffix.lower()
 
 
-def described(name: str, files: Mapping[str, bytes]) -> tuple[str, tuple[str, ...]]:
-    """Caption and groups of the image `name` from the files beside it, by suffix.
+def described(name: str, files: Mapping[str, bytes]) -> Said:
+    """What the files beside the image `name` say of it, by suffix; its own name is its caption where they say none.
 
     Raises:
         ValueError: one of them is not what its suffix says.
@@ -124,13 +125,13 @@ def described(name: str, files: Mapping[str, bytes]) -> tuple[str, tuple[str, ..
     about = json.loads(files[".json"]) if ".json" in files else {}
     if not isinstance(about, dict):
         raise ValueError(f"{stem}.json should hold an object, not {type(about).__name__}")
-    caption, groups = said_of(about)
     if ".txt" in files:
-        caption = _text(files[".txt"], f"{stem}.txt")
+        about |= {"caption": _text(files[".txt"], f"{stem}.txt")}
+    caption, groups, also = said_of(about)
     if ".cls" in files:
         groups = (*groups[:1], _text(files[".cls"], f"{stem}.cls"))
     path = PurePosixPath(name)
-    return path.stem if caption is None else caption, groups or (path.parent.name,)
+    return Said(path.stem if caption is None else caption, groups or (path.parent.name,), also)
 
 
 def _text(content: bytes, name: str) -> str:

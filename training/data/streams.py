@@ -26,6 +26,7 @@ from .notes import ShardCounts
 from .order import Permutations, Size
 from .pictures import CorruptImageError, Framing, Pixels
 from .pipes import Raw
+from .records import drawn
 
 #: Shards that a lane reads side by side, where there are so many.
 TRACKS = 4
@@ -159,7 +160,13 @@ class Lane:
         found = [self._next_good(raws[place:], size, corrupt) for place in range(len(raws))]
         counted, self.counted = tuple(self.counted), []
         good = [sample for sample in found if sample is not None]
-        return Loaded(_batch(good) if len(good) == len(found) else None, corrupt, None, counted)
+        if len(good) < len(found):
+            return Loaded(None, corrupt, None, counted)
+        batch, several = _batch(good), self.data.config.captions == "all"
+        batch["caption"] = [
+            drawn(raw.caption, raw.also if several else (), self.seed, raw.epoch, raw.key) for raw, _ in good
+        ]
+        return Loaded(batch, corrupt, None, counted)
 
     def _next_block(self) -> Iterator[tuple[Size, list[Raw]]]:
         """Batches not yet decoded: one; or, with buckets, several sorted by aspect, in any order."""

@@ -20,14 +20,24 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..spectral.errors import SpectralError
+from ...spectral.errors import SpectralError
+from . import packing
+from .captions import colour_of, several
+from .packing import Sample
 
 PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
 NAMES = "openmoji@17.0.0"
 LEFT_OUT = {"flags", "symbols"}
 
 
-def build(out: Path, size: int = 64, pictures: Path | None = None, names: Path | None = None) -> dict[str, Any]:
+def build(
+    out: Path,
+    size: int = 64,
+    pictures: Path | None = None,
+    names: Path | None = None,
+    held_out: float = 0.0,
+    captions: bool = False,
+) -> dict[str, Any]:
     """Write the data set as a WebDataset shard: `CODE.webp` (lossless RGB over white) and `CODE.json` for each emoji.
 
     Args:
@@ -35,9 +45,11 @@ def build(out: Path, size: int = 64, pictures: Path | None = None, names: Path |
         size: side of the square pictures, in pixels.
         pictures: the npm package's .tgz, when it is at hand; fetched with `npm pack` otherwise.
         names: likewise, of the OpenMoji package.
+        held_out: share of the emoji that go to NAME-held-out.tar instead.
+        captions: several captions of each, from its name, tags and colour; see `captions.several`.
 
     Returns:
-        Counts: images, groups, bytes.
+        As `packing.write`.
 
     Raises:
         SpectralError: npm is missing or fails, or a package does not hold what is expected.
@@ -48,15 +60,13 @@ def build(out: Path, size: int = 64, pictures: Path | None = None, names: Path |
         pictures = pictures or _npm_pack(PICTURES, Path(folder))
         names = names or _npm_pack(NAMES, Path(folder))
         records = _records(names)
-        images = _images(pictures, size, set(records))
-    members = [(code, image, records[code]) for code, image in sorted(images.items())]
-    if not members:
+        originals = _originals(pictures, set(records))
+    if not originals:
         raise SpectralError(
             f"No emoji of {names.name} has a picture in {pictures.name}; expected {NAMES} and {PICTURES}."
         )
-    _write_shard(out, members)
-    groups = {record["group"] for _, _, record in members}
-    return {"images": len(members), "groups": len(groups), "bytes": out.stat().st_size, "path": str(out)}
+    made = packing.each(lambda code: _sample(code, originals[code], records[code], size, captions), sorted(originals))
+    return packing.write(out, made, held_out)
 
 
 def _npm_pack(package: str, folder: Path) -> Path:
@@ -111,9 +121,9 @@ def _records(package: Path) -> dict[str, dict[str, Any]]:
         raise SpectralError(f"openmoji.json of {package} is not as expected of {NAMES} ({error!r}).") from error
 
 
-def _images(package: Path, size: int, wanted: set[str]) -> dict[str, bytes]:
-    """Code point → lossless WebP of `size`² pixels, composed over white; a taller original is padded to a square."""
-    images = {}
+def _originals(package: Path, wanted: set[str]) -> dict[str, Image.Image]:
+    """Code point → picture, RGBA."""
+    pictures = {}
     with _open(package) as archive:
         for member in archive:
             path = Path(member.name)
@@ -122,32 +132,24 @@ def _images(package: Path, size: int, wanted: set[str]) -> dict[str, bytes]:
             file = archive.extractfile(member)
             assert file is not None  # a regular member always opens
             try:
-                images[_code(path.stem)] = _square(file.read(), size)
+                pictures[_code(path.stem)] = Image.open(io.BytesIO(file.read())).convert("RGBA")
             except UnidentifiedImageError as error:
                 raise SpectralError(f"{member.name} in {package} cannot be read as an image.") from error
-    return images
+    return pictures
 
 
-def _square(content: bytes, size: int) -> bytes:
-    """A picture as a square one, lossless WebP."""
-    picture = Image.open(io.BytesIO(content)).convert("RGBA")
+def _sample(code: str, picture: Image.Image, record: dict[str, Any], size: int, captions: bool) -> Sample:
+    """An emoji over white, at its size."""
+    if captions:
+        tags = [tag.strip() for tag in record["tags"].split(",") if tag.strip()]
+        record = record | {"captions": several(record["caption"], tags, colour_of(picture))}
+    effort = 6 if size <= 64 else 4  # the set that ships is as small as can be; of larger pictures it would take hours
+    return Sample(code, packing.webp(_square(picture, size), effort), record, code)
+
+
+def _square(picture: Image.Image, size: int) -> Image.Image:
+    """RGBA composed over white, `size`² pixels; one that is no square is padded to one."""
     side = max(picture.size)
     canvas = Image.new("RGBA", (side, side), "white")
     canvas.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    buffer = io.BytesIO()
-    small = canvas.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
-    small.save(buffer, "WEBP", lossless=True, quality=100, method=6)
-    return buffer.getvalue()
-
-
-def _write_shard(out: Path, members: list[tuple[str, bytes, dict[str, Any]]]) -> None:
-    """Write the tar beside its place and move it there when it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for code, image, record in members:
-            for suffix, content in ((".json", json.dumps(record).encode()), (".webp", image)):
-                info = tarfile.TarInfo(code + suffix)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    partial.replace(out)
+    return canvas.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
