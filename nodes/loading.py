@@ -180,6 +180,8 @@ def _about_unet(file: CheckpointFile, config: ModelConfig) -> list[str]:
     ]
     if unet.stages is not None:
         lines += _about_stages(unet, schedule.steps)
+    if config.few_steps is not None:
+        lines.append(f"Sample it in {config.few_steps} steps, cfg 1, sampler euler or ddim, scheduler simple")
     if file.averaged:
         lines.append("Weights: the averages (EMA) of the training; ema off gives those of its last step")
     if stage is not None:

@@ -195,6 +195,7 @@ class ModelConfig:
         preset: the name in the preset table, when it has one.
         scale_factor: latents that the U-Net sees are first-stage latents × this.
         teacher_sha256: of the checkpoint that a student was distilled from.
+        few_steps: the steps that a student of few steps takes, which knows no others; its guidance is in its weights.
         training: a summary of the run: command, steps, losses, data; free-form, for people.
     """
 
@@ -206,6 +207,7 @@ class ModelConfig:
     scale_factor: float = 1.0
     preset: str | None = None
     teacher_sha256: str | None = None
+    few_steps: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 

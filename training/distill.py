@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..spectral import checkpoint, fdm, presets
-from ..spectral.config import ModelConfig
+from ..spectral.config import ModelConfig, UNetConfig
 from ..spectral.errors import SpectralError
 from ..spectral.limits import check
 from . import cli
@@ -25,6 +25,8 @@ from .data.dataset import as_latents, open_data
 from .data.records import read_prompts
 from .distillation.conditions import others_of
 from .distillation.config import DistillConfig
+from .distillation.few_steps import FewStepTask
+from .distillation.few_steps import check as check_states
 from .distillation.initialise import check as check_initial
 from .distillation.staged import StagedDistillTask
 from .distillation.summary import describe
@@ -51,6 +53,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     about = student_of(config, teacher)
     assert about.unet is not None
     data = open_data(config.data, multiple=teacher.first_stage.config.downscale << (len(about.unet.channel_mult) - 1))
+    check_states(config, data)
     contexts = contexts_of(config, about, data)
     parts = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
     others = config.random_conditions.path if config.random_conditions.share else None
@@ -61,8 +64,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
         cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
     contexts.freeze(teacher.conditioner)
     data = as_latents(data, teacher.first_stage, config.teacher.name, config.run.out)
-    kind = StagedDistillTask if about.unet.stages is not None else DistillTask
-    task = kind(about.unet, teacher, contexts, config)
+    task = task_of(config, about.unet)(about.unet, teacher, contexts, config)
     seconds = seconds_per_step(task, data, config.run)
     if is_main():
         print(describe(config, teacher, about, task, data, seconds), file=sys.stderr)
@@ -90,6 +92,8 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
         )
     if teacher.config.unet.stages is not None:
         raise SpectralError(f"{config.teacher} works in stages; give a teacher of one, as LDM's are.")
+    if teacher.config.few_steps is not None:
+        raise SpectralError(f"{config.teacher} knows {teacher.config.few_steps} steps alone; give what it learnt from.")
     unet = replace(
         presets.slim(teacher.config.unet, config.model_channels, config.resampler),
         wavelet=config.wavelet,
@@ -104,8 +108,21 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
     if unet.stages is not None:
         fdm.check(unet.stages, schedule.steps)
     return replace(
-        teacher.config, kind=kind, unet=unet, schedule=schedule, preset=None, teacher_sha256=teacher.file.sha256
+        teacher.config,
+        kind=kind,
+        unet=unet,
+        schedule=schedule,
+        preset=None,
+        teacher_sha256=teacher.file.sha256,
+        few_steps=config.few_steps or None,
     )
+
+
+def task_of(config: DistillConfig, unet: UNetConfig) -> type[DistillTask] | type[FewStepTask]:
+    """The losses that a student learns by."""
+    if config.few_steps:
+        return FewStepTask
+    return StagedDistillTask if unet.stages is not None else DistillTask
 
 
 def contexts_of(config: DistillConfig, about: ModelConfig, data: Data) -> Contexts:

@@ -29,7 +29,7 @@ from .evaluation.report import SCORES
 from .evaluation.scoring import Subject
 from .loop.stopping import stopping_in_order
 from .processes import device, is_main, join
-from .sample import guidance_weight
+from .sample import guidance_of, steps_of
 from .teachers import assemble, digests
 
 MOST = 50_000  # samples by default, as published distances take them
@@ -107,8 +107,8 @@ def plan(
     enough(count, "count")
     enough(len(data), "The data")
     config.cutoff_of(data.config.size)
-    Schedule.from_config(model.schedule).ddim_timesteps(config.steps)
-    guidance_weight(model.conditioning, config.guidance)
+    Schedule.from_config(model.schedule).ddim_timesteps(steps_of(model, config.steps))
+    guidance_of(model, config.guidance)
     if networks.clip is not None and model.conditioning.kind != "text":
         raise SpectralError(f"{name} does not draw from text, so it has no CLIP score; leave out clip.")
     known = prompts_of(model.conditioning, data, config.vocabulary)
@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--subgroups", nargs="+", default=(), help="only these; a trailing * matches any ending")
     parser.add_argument("--out", type=Path, required=True, help="folder for images/, report.json and report.html")
     parser.add_argument("--count", type=int, help="samples; by default as many as the data has, 50,000 at most")
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--steps", type=int, help="DDIM steps; 50, or those that a student of few steps knows")
     parser.add_argument("--guidance", type=float, help="weight of classifier-free guidance, 1 is none; 2 by default")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the order of the prompts")
     parser.add_argument("--batch", type=int, default=16, help="images at a time")

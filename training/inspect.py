@@ -36,6 +36,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "schedule": about["schedule"],
         "unet": about["unet"],
         "teacher_sha256": config.teacher_sha256,
+        **({} if config.few_steps is None else {"few_steps": config.few_steps}),
         **({} if config.unet is None or config.unet.stages is None else {"stages": _stages(config)}),
     }
 

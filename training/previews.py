@@ -49,7 +49,7 @@ class Preview:
             self.first_stage,
             self.conditioner,
             self.contexts.prompts(batch),
-            steps=min(STEPS, self.about.schedule.steps),
+            steps=self.about.few_steps or min(STEPS, self.about.schedule.steps),
             vocabulary=self.contexts.vocabulary,
         )
         if not is_main():

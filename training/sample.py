@@ -77,6 +77,16 @@ def class_number(config: ConditioningConfig, prompt: str) -> int:
     )
 
 
+def steps_of(config: ModelConfig, asked: int | None) -> int:
+    """DDIM steps: those that a student of few steps knows, or 50, unless asked otherwise."""
+    return asked if asked is not None else config.few_steps or 50
+
+
+def guidance_of(config: ModelConfig, asked: float | None) -> float:
+    """The weight of guidance, as `guidance_weight`; 1 unless asked otherwise for a student of few steps."""
+    return guidance_weight(config.conditioning, 1.0 if asked is None and config.few_steps is not None else asked)
+
+
 def guidance_weight(config: ConditioningConfig, asked: float | None) -> float:
     """The weight of guidance: 2 unless asked otherwise, 1 (none) where there is nothing to be guided away from."""
     if config.kind == "none" or (asked is None and not has_null(config)):
@@ -97,7 +107,7 @@ def sample(
     conditioner: nn.Module | None,
     prompts: Sequence[str],
     *,
-    steps: int = 50,
+    steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
     size: int | None = None,
@@ -109,7 +119,9 @@ def sample(
     """One image for each prompt, [N, 3, H, W] in [0, 1]. Image i depends on (seed, i) and its prompt alone.
 
     Args:
-        guidance: weight of classifier-free guidance; None is 2, or 1 for a model without a null condition.
+        steps: of DDIM; None is 50, or what a student of few steps knows.
+        guidance: weight of classifier-free guidance; None is 2, or 1 for a model without a null condition and for a
+            student of few steps.
         size: side of the images in pixels; the training size by default.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
         indices: the i of every prompt; 0, 1, … by default.
@@ -120,7 +132,7 @@ def sample(
             that is no multiple of the first stage's factor.
     """
     check_seed(seed)
-    weight = guidance_weight(config.conditioning, guidance)
+    weight = guidance_of(config, guidance)
     assert config.unet is not None and config.first_stage is not None
     side = image_side(config, size) // config.first_stage.downscale
     stage_device = next(first_stage.parameters()).device
@@ -166,7 +178,7 @@ def latents(
     prompts: Sequence[str],
     indices: Sequence[int],
     *,
-    steps: int = 50,
+    steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
     side: int | None = None,
@@ -186,8 +198,8 @@ def latents(
         SpectralError: as `sample`.
     """
     assert config.unet is not None
-    weight = guidance_weight(config.conditioning, guidance)
-    side = side or config.unet.image_size
+    weight = guidance_of(config, guidance)
+    side, steps = side or config.unet.image_size, steps_of(config, steps)
     noise = torch.stack([_noise(seed, index, (config.unet.in_channels, side, side)) for index in indices])
     schedule, device = Schedule.from_config(config.schedule), next(unet.parameters()).device
     process = process_of(unet, schedule) if isinstance(unet, UNet) else None
@@ -235,7 +247,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("prompts", nargs="*", help="texts, class names or class numbers; none for unconditional models")
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for images/ and grid.png")
     parser.add_argument("--count", type=int, default=1, help="images of each prompt")
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--steps", type=int, help="DDIM steps; 50, or those that a student of few steps knows")
     parser.add_argument("--guidance", type=float, help="weight of classifier-free guidance, 1 is none; 2 by default")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")

@@ -132,6 +132,10 @@ def _description(config: ModelConfig) -> str:
             del stage["norm_groups"]
         else:
             description["version"] = 3
+    if config.few_steps is None:  # likewise
+        del description["few_steps"]
+    else:
+        description["version"] = 3
     return json.dumps(description)
 
 

@@ -131,6 +131,9 @@ def imagine(argv: Sequence[str]) -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
     parser.add_argument("--bf16", action="store_true", help="ask the teacher in bfloat16: faster on most GPUs")
     parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")
+    parser.add_argument(
+        "--states", type=int, default=0, help="keep what a student of so few steps is to learn: the states on the way"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     cli.add_part_options(parser)
     cli.add_read_options(parser)
@@ -141,7 +144,19 @@ def imagine(argv: Sequence[str]) -> None:
     from ..teachers import open_teacher
     from . import imagining
 
-    names = ("out", "shard_size", "batch", "dtype", "count", "steps", "guidance", "seed", "bf16", "vocabulary")
+    names = (
+        "out",
+        "shard_size",
+        "batch",
+        "dtype",
+        "count",
+        "steps",
+        "guidance",
+        "seed",
+        "bf16",
+        "vocabulary",
+        "states",
+    )
     options = imagining.ImagineOptions(**{name: getattr(arguments, name) for name in names})
     read, encoder = cli.read_options(arguments), arguments.text_encoder
     teacher = open_teacher(arguments.teacher, read, arguments.first_stage, encoder)

@@ -31,7 +31,7 @@ WORKER_KILLED = (
 )
 #: "ordinal" int64 [B], how many samples the run saw before each; "index" int64 [B] (not of a stream); "caption" and
 #: "label" (the subgroup) list[str]; and either "image" uint8 [B, 3, H, W], or "moments" [B, 2C, h, w] (mean and
-#: log-variance), or "latent" [B, C, h, w], not yet scaled.
+#: log-variance), or "latent" [B, C, h, w], not yet scaled; with "states" [B, S, C, h, w], scaled, where there are some.
 Batch = dict[str, Any]
 
 

@@ -24,7 +24,7 @@ from ...spectral.config import ConditioningConfig
 from ...spectral.errors import SpectralError
 from ..loop.config import check_seed
 from ..sample import class_number, context_of, guidance_weight, latents
-from . import latents_folder, records, shards
+from . import latents_folder, records, shards, trajectories
 from .contexts import class_numbers
 from .dataset import EMOJI64
 from .latents_writing import WriteOptions, begin, finish, new_index, stored, write_shard
@@ -55,6 +55,7 @@ class ImagineOptions(WriteOptions):
         seed: of the noise, and of the prompts' order.
         bf16: ask the teacher in bfloat16.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
+        states: of how many steps a student is to be that learns from them (see `trajectories`); 0: of no few.
     """
 
     count: int | None = None
@@ -63,6 +64,7 @@ class ImagineOptions(WriteOptions):
     seed: int = 0
     bf16: bool = False
     vocabulary: Path | None = None
+    states: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +72,8 @@ class ImagineOptions(WriteOptions):
             raise SpectralError(f"--count is {self.count}; expected at least 1.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise SpectralError(f"--guidance is {self.guidance}; expected a number, 1 for none.")
+        if not 0 <= self.states <= self.steps:
+            raise SpectralError(f"--states is {self.states}; expected 0 (none) to --steps, which is {self.steps}.")
         check_seed(self.seed)
 
 
@@ -95,6 +99,7 @@ def write(
     Raises:
         SpectralError: the folder holds latents of something else, or cannot be written; or samples cannot be made.
     """
+    check_states(teacher, options)
     count = options.count or len(wishes)
     about = _about(teacher, wishes, source, made_with, count, options)
     teacher.schedule.ddim_timesteps(options.steps)  # which, like the next line, refuses before anything is written
@@ -106,7 +111,8 @@ def write(
         for number in missing:
             first = number * options.shard_size
             indices = range(first, first + about["shards"][number]["images"])
-            rows, told = [], []
+            rows: list[dict[str, Tensor]] = []
+            told: list[latents_folder.Line] = []
             for some in _parts(indices, options.batch):
                 shown = [wish_of(index, wishes, permutations) for index in some]
                 rows.append(_made(teacher, shown, some, options))
@@ -115,9 +121,19 @@ def write(
                     for index, wish in zip(some, shown, strict=True)
                 ]
                 bar.update(len(some))
-            write_shard(options.out, about["shards"][number]["file"], list(indices), told, {"latent": torch.cat(rows)})
+            tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+            write_shard(options.out, about["shards"][number]["file"], list(indices), told, tensors)
     counts = finish(options.out, about, [f"{index:08d}" for index in range(count)])
     return {name: counts[name] for name in ("samples", "shards", "bytes")}
+
+
+def check_states(teacher: checkpoint.Checkpoint, options: ImagineOptions) -> None:
+    """Raise SpectralError where a teacher's states are asked for that it does not pass."""
+    assert teacher.config.unet is not None
+    if options.states and (teacher.config.unet.stages is not None or teacher.config.schedule.zero_terminal_snr):
+        raise SpectralError(
+            "--states needs a teacher of one stage, whose schedule ends in a little signal, as LDM's do; leave it out."
+        )
 
 
 def _about(
@@ -149,6 +165,7 @@ def _about(
             "guidance": guidance_weight(teacher.config.conditioning, options.guidance),
             "seed": options.seed,
             "bf16": options.bf16,
+            **({"states": options.states} if options.states else {}),
             **made_with,
         },
     )
@@ -167,9 +184,10 @@ def wish_of(index: int, wishes: Sequence[Wish], permutations: Permutations) -> W
 
 def _made(
     teacher: checkpoint.Checkpoint, shown: Sequence[Wish], indices: Sequence[int], options: ImagineOptions
-) -> Tensor:
-    """The latents of a batch, as they are stored."""
+) -> dict[str, Tensor]:
+    """The latents of a batch, and the states on the way to them where there are to be some, as they are stored."""
     assert teacher.unet is not None
+    path = trajectories.Recorder(teacher.config.schedule, options.steps, options.states) if options.states else None
     kind = next(teacher.unet.parameters()).device.type
     with torch.autocast(kind, torch.bfloat16, enabled=options.bf16):
         made = latents(
@@ -182,8 +200,10 @@ def _made(
             guidance=options.guidance,
             seed=options.seed,
             vocabulary=options.vocabulary,
+            callback=path,
         )
-    return stored({"latent": made}, options.dtype, "the teacher is damaged")["latent"]
+    made_of = {"latent": made} | ({} if path is None else {"states": path.states()})
+    return stored(made_of, options.dtype, "the teacher is damaged")
 
 
 def wishes_of(

@@ -2,9 +2,10 @@
 
 `latents-00000.safetensors`, … with `index` [n] int64 (a sample's place in the data) and either `moments` [n, 2C, h, w]
 (KL: mean, and log-variance in [−30, 20]) or `latent` [n, C, h, w] (VQ, before quantising), and the same of the mirrored
-images as `moments_flipped` or `latent_flipped` where asked for; `latents-00000.jsonl`, … with a line {"key", "caption",
-"groups"}, and "captions" where there are several, for each row; and `index.json`, what all of it was made from. Latents
-are the first stage's, not scaled.
+images as `moments_flipped` or `latent_flipped` where asked for; `states` [n, S, C, h, w], scaled, for a student of S
+steps where asked for (see `trajectories`); `latents-00000.jsonl`, … with a line {"key", "caption", "groups"}, and
+"captions" where there are several, for each row; and `index.json`, what all of it was made from. Latents are the first
+stage's, not scaled.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ...spectral.errors import SpectralError
 from ...spectral.formats.tensor_files import open_tensors
 from . import order
+from .batches import Batch
 from .config import DataConfig
 from .images import IN_MEMORY
 from .latents import Latents, first_stage_sha256
@@ -53,6 +56,8 @@ class CachedLatents(Latents):
         self.folder, self.about = folder, read_index(folder)
         _check_settings(config, self.about, folder)
         self.kind = str(self.about["kind"])
+        #: S, of how many steps a student is that can learn from the states in the folder; 0 where there are none.
+        self.states = int(self.about["settings"].get("states", 0))
         self.made_by = self.about["teacher"]["sha256"] if "teacher" in self.about else None
         self._shards: list[dict[str, Tensor]] | None = None
         self._sizes = [int(shard["bucket"]) for shard in self.about["shards"]]
@@ -114,6 +119,13 @@ class CachedLatents(Latents):
     def row(self, index: int, flipped: bool) -> Tensor:
         shard, row = self._places[index]
         return self._tensors()[shard][f"{self.kind}_flipped" if flipped else self.kind][row]
+
+    def _batch(self, indices: list[int], rows: list[Tensor]) -> Batch:
+        batch = super()._batch(indices, rows)
+        if self.states:
+            places = [self._places[index] for index in indices]
+            batch["states"] = torch.stack([self._tensors()[shard]["states"][row] for shard, row in places])
+        return batch
 
     def _tensors(self) -> list[dict[str, Tensor]]:
         """The mapped tensors of all shards."""
@@ -199,6 +211,7 @@ def open_shard(folder: Path, shard: dict[str, Any], about: dict[str, Any]) -> di
         )
     tensors, _ = open_tensors(path)
     names = {"index"} | {about["kind"] + ending for ending in ("", "_flipped")[: 1 + about["settings"]["flip"]]}
+    names |= {"states"} if about["settings"].get("states") else set()
     rows = len(tensors.get("index", ()))
     if (set(tensors) != names and rows) or any(len(tensor) != rows for tensor in tensors.values()):
         raise SpectralError(f"{path} does not hold what its index says; remove it, and run data {maker(about)} again.")

@@ -113,6 +113,9 @@ class DistillConfig:
         zero_terminal_snr: the student's last step is noise alone (Lin et al., 2023); it has to predict "v". The teacher
             is asked at its own step of the nearest noise, its last one for noise beyond that.
         init: where the student's weights start: "random", or the "teacher"'s, thinned out (see `initialise`).
+        few_steps: of a student that needs so few steps of DDIM and no guidance; its data are a teacher's states
+            (`data imagine --states`). It predicts velocity, with zero terminal SNR; of `loss`, `frequency` and `alpha`
+            count. 0: an ordinary student.
         stages: of a student that starts on a small or blurred signal (f-DM); without boundaries there are none.
         stage_autoencoders: files with the autoencoders of stages behind a "vae".
         teacher_bf16: ask the teacher in bfloat16 on devices that have it; the CPU computes as `run.precision` says.
@@ -139,6 +142,7 @@ class DistillConfig:
     prediction: Literal["teacher", "eps", "v"] = "teacher"
     zero_terminal_snr: bool = False
     init: Literal["random", "teacher"] = "random"
+    few_steps: int = 0
     stages: StagesConfig = field(default_factory=StagesConfig)
     stage_autoencoders: tuple[Path, ...] = ()
     teacher_bf16: bool = True
@@ -154,3 +158,9 @@ class DistillConfig:
                 "random_conditions needs the teacher's answers, but loss.spatial and loss.frequency are 0; set one of "
                 "them above 0, or random_conditions.share to 0."
             )
+        if self.few_steps < 0:
+            raise SpectralError(
+                f"few_steps is {self.few_steps}; expected a number of steps, or 0 for an ordinary student."
+            )
+        if self.few_steps and (self.stages.boundaries or self.random_conditions.share):
+            raise SpectralError("A student of few steps has no stages and no random_conditions; leave them out.")

@@ -13,11 +13,17 @@ from ..loop.trial import spoken
 from ..processes import device, processes
 from .conditions import RandomConditions
 from .config import DistillConfig
+from .few_steps import FewStepTask
 from .task import DistillTask
 
 
 def describe(
-    config: DistillConfig, teacher: Checkpoint, about: ModelConfig, task: DistillTask, data: Data, seconds: float
+    config: DistillConfig,
+    teacher: Checkpoint,
+    about: ModelConfig,
+    task: DistillTask | FewStepTask,
+    data: Data,
+    seconds: float,
 ) -> str:
     """A few lines: teacher, student, their sizes, data, steps, and how long it will take.
 
@@ -34,13 +40,14 @@ def describe(
     done = int(snapshots.saved(run.out)[-1].stem) if snapshots.saved(run.out) else 0
     images = "a stream" if data.count is None else f"{data.count:,} images"
     epochs = "" if data.count is None else f", {run.steps * run.batch_size * run.accumulate / data.count:.3g} epochs"
-    terms = [f"{weight:g} {name}" for name, weight in vars(config.loss).items() if name in TERMS and weight]
+    known = TERMS[1:] if config.few_steps else TERMS
+    terms = [f"{weight:g} {name}" for name, weight in vars(config.loss).items() if name in known and weight]
     lines = {
         "teacher": f"{config.teacher} ({whole:,} parameters, {work / 1e9:.3g} G MACs)",
         about.kind: f"{config.resampler}, width {config.model_channels} ({own:,} parameters, {whole / own:.1f} × fewer;"
         f" {less / 1e9:.3g} G MACs, {work / less:.1f} × fewer)",
         "loss": " + ".join(["ddpm", *terms]),
-        **({} if not config.random_conditions.share else {"others": _others(config, task)}),
+        **({"others": _others(task)} if config.random_conditions.share and isinstance(task, DistillTask) else {}),
         "data": f"{config.data.path}, {images} of {config.data.size} pixels",
         "steps": f"{run.steps - done:,} of {run.steps:,}, each of {run.batch_size * run.accumulate} images{epochs}",
         "device": f"{processes().num_processes} × {device().type}, precision {run.precision}",
@@ -50,7 +57,7 @@ def describe(
     return "\n".join(f"{name:8} {line}" for name, line in lines.items())
 
 
-def _others(config: DistillConfig, task: DistillTask) -> str:
+def _others(task: DistillTask) -> str:
     """How many conditions take the places of samples' own, and how often."""
     others = task.noising.replace
     assert isinstance(others, RandomConditions)

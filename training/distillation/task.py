@@ -16,6 +16,7 @@ from ...spectral.fdm import Process
 from ...spectral.unet import Tap, UNet
 from ..data.batches import Batch
 from ..data.contexts import Contexts
+from ..data.trajectories import few_step_schedule
 from ..noising import Noised, Noising
 from ..staging import process_of
 from .conditions import RandomConditions
@@ -190,11 +191,13 @@ def random_conditions(config: DistillConfig, contexts: Contexts, schedule: Sched
 
 
 def schedule_of(config: DistillConfig, teacher: ScheduleConfig) -> ScheduleConfig:
-    """The student's schedule: the teacher's, but for what the configuration changes.
+    """The student's schedule: the teacher's, but for what the configuration changes, or few steps need.
 
     Raises:
         SpectralError: zero terminal SNR for a student that predicts noise.
     """
+    if config.few_steps:
+        return few_step_schedule(teacher)
     prediction = teacher.prediction if config.prediction == "teacher" else config.prediction
     rescaled = teacher.zero_terminal_snr or config.zero_terminal_snr
     if rescaled and prediction != "v":

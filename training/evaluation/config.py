@@ -23,8 +23,9 @@ class EvaluationConfig:
 
     Args:
         count: samples; null: as many as the data has, at most 50,000.
-        steps: DDIM steps.
-        guidance: weight of classifier-free guidance, 1 is none; null: 2, or 1 for a model without a null condition.
+        steps: DDIM steps; null: 50, or those that a student of few steps knows.
+        guidance: weight of classifier-free guidance, 1 is none; null: 2, or 1 for a model without a null condition and
+            for a student of few steps.
         seed: of the noise, of the order of the prompts, and of KID's subsets.
         size: side of the images in pixels; null: the model's training size.
         batch: images at a time.
@@ -39,7 +40,7 @@ class EvaluationConfig:
     """
 
     count: int | None = None
-    steps: int = 50
+    steps: int | None = None
     guidance: float | None = None
     seed: int = 0
     size: int | None = None
@@ -55,7 +56,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.count is not None:
             enough(self.count, "count")
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise SpectralError(f"steps is {self.steps}; expected at least 1 step of DDIM.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise SpectralError(f"guidance is {self.guidance}; expected a number, 1 for none.")

@@ -27,7 +27,7 @@ from ..decoding import decode, files_in, floats
 from ..files import write_whole
 from ..processes import device, is_main, processes
 from ..running import Running
-from ..sample import guidance_weight, image_side, sample_checkpoint
+from ..sample import guidance_of, image_side, sample_checkpoint, steps_of
 from .config import EvaluationConfig
 
 #: Pixels along a side below which a spectrum has too few frequencies.
@@ -75,7 +75,7 @@ def settings_of(opened: Checkpoint, config: EvaluationConfig, **inputs: str | No
     """
     if opened.unet is None or opened.first_stage is None:
         raise SpectralError(f"{opened.file.path.name} cannot sample: it lacks a U-Net or a first stage.")
-    opened.schedule.ddim_timesteps(config.steps)
+    opened.schedule.ddim_timesteps(steps_of(opened.config, config.steps))
     return {
         "checkpoint": opened.file.sha256,
         **inputs,
@@ -95,8 +95,8 @@ def asked(model: ModelConfig, config: EvaluationConfig) -> dict[str, Any]:
         SpectralError: a guidance or a size that the model cannot be sampled with.
     """
     return {
-        "steps": config.steps,
-        "guidance": guidance_weight(model.conditioning, config.guidance),
+        "steps": steps_of(model, config.steps),
+        "guidance": guidance_of(model, config.guidance),
         "seed": config.seed,
         "size": image_side(model, config.size),
         **config.running.named(),
