@@ -84,7 +84,8 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, scale: int = 2) -> None:
     """Write images as a grid, a labelled row for each entry.
 
     Args:
-        rows: label → [N, 3, H, W] in [0, 1] (values outside are clipped); N may differ, H and W may not.
+        rows: label, of one line or several → [N, 3, H, W] in [0, 1] (values outside are clipped); N may differ, H and W
+            may not.
         path: .png, .jpg or .webp; its folder is made.
         scale: enlargement, each pixel a block of scale × scale.
 
@@ -98,7 +99,8 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, scale: int = 2) -> None:
     height, width = (side * scale for side in next(iter(rows.values())).shape[-2:])
     gap = max(2, width // 32)
     font = ImageFont.load_default(size=max(12, min(22, height // 6)))
-    label = 2 * gap + math.ceil(max(font.getlength(name) for name in rows)) + 2 * gap
+    written = [line for name in rows for line in name.split("\n")]
+    label = 2 * gap + math.ceil(max(map(font.getlength, written))) + 2 * gap
     columns = max(len(images) for images in rows.values())
     sheet = Image.new("RGB", (label + columns * (width + gap), gap + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -110,6 +112,18 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, scale: int = 2) -> None:
             sheet.paste(picture, (label + column * (width + gap), y))
     content = io.BytesIO()
     sheet.save(content, format={"jpg": "jpeg"}.get(path.suffix[1:].lower(), path.suffix[1:].lower()), quality=92)
+    _write(path, content)
+
+
+def beside(left: Path, right: Path, path: Path) -> None:
+    """Write two pictures beside each other, the right one as high as the left one, over white."""
+    first, second = (Image.open(file).convert("RGB") for file in (left, right))
+    size = round(second.width * first.height / second.height), first.height
+    sheet = Image.new("RGB", (first.width + size[0], first.height), "white")
+    sheet.paste(first, (0, 0))
+    sheet.paste(second.resize(size, Image.Resampling.LANCZOS), (first.width, 0))
+    content = io.BytesIO()
+    sheet.save(content, format="PNG", optimize=True)
     _write(path, content)
 
 
