@@ -1,5 +1,7 @@
 """Train an LDM first stage (KL) on images: L1 of pixels and of spectra, and a pull of the posterior to N(0, 1).
 
+A trained one can go on as `init`; with `decoder_only` its latents stay what they are, and so do the models of them.
+
 With `latents_of` it codes the latents of another first stage, for a stage of f-DM that lies behind a vae.
 """
 
@@ -29,6 +31,7 @@ from .loop.folder import begin, summary
 from .loop.randomness import SampleRandom
 from .loop.stopping import stopping_in_order
 from .processes import device, is_main
+from .textures import WINDOW, texture_distance
 
 #: Images from all over the data that the scale of the latents is measured on.
 MEASURED = 512
@@ -43,7 +46,10 @@ class AutoencoderConfig:
         run: steps, batch size, output folder and the like.
         first_stage: the architecture.
         frequency_weight: weight of the L1 distance of the images' spectra (orthonormal 2D FFT).
+        texture_weight: weight of the distance of local power spectra (see `textures`); 0 is off.
         kl_weight: weight of the posterior's divergence from N(0, 1), a mean over the latent's elements.
+        init: a file with a first stage of this architecture, whose weights this one starts from.
+        decoder_only: leave the encoder, and so all latents, as they are in `init`.
         patch: side in pixels of the part of every image, at a random place, that a step learns from; null: all of it.
             The network works on images of any size: of smaller parts a batch holds more in the same time.
         latents_of: a checkpoint with a first stage, whose latents (scaled, as a U-Net sees them) are coded in place of
@@ -56,13 +62,22 @@ class AutoencoderConfig:
         default_factory=lambda: FirstStageConfig("kl", 4, 4, 32, (1, 2, 2), num_res_blocks=1, resolution=64)
     )
     frequency_weight: float = 1.0
+    texture_weight: float = 0.0
     kl_weight: float = 1e-3
+    init: Path | None = None
+    decoder_only: bool = False
     patch: int | None = None
     latents_of: Path | None = None
 
     def __post_init__(self) -> None:
         check_weight("frequency_weight", self.frequency_weight)
+        check_weight("texture_weight", self.texture_weight)
         check_weight("kl_weight", self.kl_weight)
+        smallest = self.data.size if self.patch is None else self.patch
+        if self.texture_weight and (self.latents_of is not None or smallest < WINDOW):
+            raise SpectralError(f"texture_weight is for images of {WINDOW} pixels or more; set it to 0.")
+        if self.decoder_only and self.init is None:
+            raise SpectralError("decoder_only trains the decoder of a first stage; give its file as init.")
 
 
 class AutoencoderTask(nn.Module):
@@ -77,6 +92,9 @@ class AutoencoderTask(nn.Module):
         self.config = config
         self._base = (base,)  # in a tuple, and so none of what is trained
         self.first_stage = autoencoder.AutoencoderKL(config.first_stage)
+        if config.decoder_only:
+            for part in (self.first_stage.encoder, self.first_stage.quant_conv):
+                part.requires_grad_(False)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -100,15 +118,21 @@ class AutoencoderTask(nn.Module):
         if self._base[0] is None:  # latents of mirrored images are not mirrored latents
             image = torch.where((random.uniform() < 0.5).to(device).view(-1, 1, 1, 1), image, image.flip(-1))
             image = image if self.config.patch is None else patches(image, self.config.patch, random)
-        mean, log_variance = self.first_stage.posterior(image)
+        with torch.set_grad_enabled(not self.config.decoder_only):
+            mean, log_variance = self.first_stage.posterior(image)
         latent = mean + torch.exp(0.5 * log_variance) * random.normal(tuple(mean.shape[1:]))
-        difference = (self.first_stage.decode(latent) - image).float()
+        decoded = self.first_stage.decode(latent)
+        difference = (decoded - image).float()
         spatial = difference.abs().mean()
         frequency = torch.view_as_real(torch.fft.rfft2(difference, norm="ortho")).abs().mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
         loss = spatial + self.config.frequency_weight * frequency + self.config.kl_weight * divergence
+        terms = {"spatial": spatial, "frequency": frequency, "kl": divergence}
+        if self.config.texture_weight:
+            terms["texture"] = texture_distance(decoded, image)
+            loss = loss + self.config.texture_weight * terms["texture"]
         psnr = 10 * torch.log10(4.0 / difference.detach().square().mean())
-        return {"loss": loss, "spatial": spatial, "frequency": frequency, "kl": divergence, "psnr": psnr}
+        return {"loss": loss, **terms, "psnr": psnr}
 
 
 def train(config: AutoencoderConfig) -> dict[str, Any]:
@@ -137,8 +161,12 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
     data = open_data(config.data, multiple=multiple)
     if "image" not in data.preview_samples(1):
         raise SpectralError(f"{data.source} holds latents; a first stage learns from images, so give those.")
-    begin(config, data=data.sha256, latents_of=None if base is None else base.file.sha256)
+    start = None if config.init is None else open_first_stage(config.init)
+    known = {"latents_of": None if base is None else base.file.sha256}
+    begin(config, data=data.sha256, **known, **({} if start is None else {"init": start.file.sha256}))
     task = AutoencoderTask(config, base)
+    if start is not None:
+        take(task.first_stage, start)
 
     def preview(path: Path) -> None:
         signal = task.signal(data.preview_samples(12), next(task.parameters()).device)
@@ -153,12 +181,31 @@ def train(config: AutoencoderConfig) -> dict[str, Any]:
     statistics = fit(task, data, config.run, preview)
     first_stage = task.first_stage.eval()
     scale = scale_of(first_stage, data) if base is None else 1.0
+    if start is not None and config.decoder_only:
+        scale = start.config.scale_factor
     training = summary(config, statistics, data.count)
     about = ModelConfig("autoencoder", first_stage=config.first_stage, scale_factor=scale, training=training)
     path = config.run.out / "autoencoder.safetensors"
     if is_main():
         checkpoint.save(path, about, first_stage=first_stage)
     return {"path": str(path), "scale_factor": scale, **statistics}
+
+
+def take(first_stage: autoencoder.FirstStage, start: Checkpoint) -> None:
+    """Give a first stage the weights of another.
+
+    Raises:
+        SpectralError: it is of another architecture.
+    """
+    assert start.first_stage is not None
+    if start.first_stage.config != first_stage.config:
+        own, other = vars(first_stage.config), vars(start.first_stage.config)
+        name = next(name for name in own if own[name] != other[name])
+        raise SpectralError(
+            f"first_stage.{name} is {own[name]}, but that of {start.file.path.name} is {other[name]}; make them equal, "
+            "or leave init out."
+        )
+    first_stage.load_state_dict(start.first_stage.state_dict())
 
 
 def floats(image: Tensor, device: torch.device) -> Tensor:
