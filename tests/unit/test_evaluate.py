@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.config import ModelConfig
+from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import cli, spectrum
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.dataset import open_images
@@ -22,7 +24,7 @@ from spectral_diffusion.training.data.reading import Reader
 from spectral_diffusion.training.evaluation import samples
 from spectral_diffusion.training.evaluation.config import CUTOFF, default_cutoff
 from spectral_diffusion.training.evaluation.measures import cautions
-from spectral_diffusion.training.evaluation.reference import look_through, open_reference
+from spectral_diffusion.training.evaluation.reference import look_through, open_reference, stand_in
 from spectral_diffusion.training.sample import sample_checkpoint
 
 from . import clip, evaluation, tiny
@@ -189,6 +191,18 @@ def test_the_data_is_read_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.
     assert [len(images) for images in seen] == [4, 4, 2] and told == [file.stem.replace("-", " ") for file in files]
     pixels = np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
     assert np.array_equal((torch.cat(seen) * 255).round().numpy(), pixels)
+
+
+def test_what_cannot_be_read_is_stood_in_for_by_the_next(tmp_path: Path) -> None:
+    files = sorted(tiny.pictures(tmp_path / "data", 10).rglob("*.png"))
+    files[3].write_bytes(b"no picture")
+    config = DataConfig(str(tmp_path / "data"), workers=0)
+    shown = stand_in(open_reference(config, 16), [5, 3, 0])
+    expected = np.stack([np.asarray(Image.open(files[index])).transpose(2, 0, 1) for index in (5, 4, 0)])
+    assert np.array_equal((shown * 255).round().numpy(), expected)
+    data = open_reference(replace(config, max_corrupt=0), 16)
+    with pytest.raises(SpectralError, match="cannot be read any more"):
+        stand_in(data, [3])
 
 
 def test_streams_and_latents_are_no_images(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

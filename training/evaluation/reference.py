@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...spectral.config import ConditioningConfig
 from ...spectral.errors import SpectralError
-from ..data.batches import Batches, Loading, make_loader
+from ..data.batches import Batch, Batches, Loading, make_loader
 from ..data.config import DataConfig
 from ..data.contexts import Contexts
 from ..data.dataset import open_images
@@ -59,11 +59,25 @@ def look_through(data: Images, batch: int, log: Path) -> Iterator[tuple[Tensor, 
 def pick(data: Images, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Some images [N, 3, S, S] in [0, 1], and their places in `indices`; those that cannot be read are left out."""
     plan = Plan([(0, index) for index in indices])
+    batch = _load(data, plan)
+    kept = _asked_for(batch["index"], plan)
+    return batch["image"][kept].float() / 255, kept
+
+
+def stand_in(data: Images, indices: Sequence[int]) -> Tensor:
+    """Images [N, 3, S, S] in [0, 1], one for each index; what cannot be read is replaced by the next that can.
+
+    Raises:
+        SpectralError: too many of them cannot be read.
+    """
+    return _load(data, Plan([(0, index) for index in indices]))["image"].float() / 255  # type: ignore[no-any-return]
+
+
+def _load(data: Images, plan: Plan) -> Batch:
     batch = data.load(plan, 0, mirrored=False).batch
     if batch is None:
         raise SpectralError(f"The images of {data.source} cannot be read any more; restore them.")
-    kept = _asked_for(batch["index"], plan)
-    return batch["image"][kept].float() / 255, kept
+    return batch
 
 
 def _asked_for(found: Tensor, plan: Plan) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Filled:
-    """What `fill` did: how many samples it made, and how fast they were made, now or when they were."""
+    """What `fill` or `complete` did: how many samples it made, and how fast they were made, now or when they were."""
 
     made: int
     throughput: Throughput | None
@@ -106,16 +106,52 @@ def asked(model: ModelConfig, config: EvaluationConfig) -> dict[str, Any]:
 def fill(
     folder: Path, opened: Checkpoint, prompts: Sequence[str], config: EvaluationConfig, settings: dict[str, Any]
 ) -> Filled:
-    """Make what is missing of `prompts`' samples in `folder`.
-
-    Every process of a launch calls this, and makes its share; all return when all are done.
+    """Make what is missing of `prompts`' samples in `folder`, as `complete`.
 
     Raises:
         SpectralError: the folder holds samples made with other settings, or as `sample.sample`.
     """
+    options: dict[str, Any] = {"guidance": config.guidance, "seed": config.seed, "size": config.size}
+    options |= {"vocabulary": config.vocabulary, "batch": config.batch, "how": config.running}
+
+    def made(indices: Sequence[int], steps: int | None = config.steps) -> Tensor:
+        asked = [prompts[index] for index in indices]
+        return sample_checkpoint(opened, asked, steps=steps, indices=indices, **options)
+
+    def ready(indices: Sequence[int]) -> None:
+        if opened.unet is not None:
+            config.running.prepare(opened.unet)
+        made(indices, fewest_steps(opened))  # what the first call of a process costs is no property of the model
+
+    return complete(folder, len(prompts), config.batch, settings, made, ready)
+
+
+def complete(
+    folder: Path,
+    count: int,
+    batch: int,
+    settings: dict[str, Any],
+    make: Callable[[Sequence[int]], Tensor],
+    ready: Callable[[Sequence[int]], None] | None = None,
+    said: str = "sampling",
+) -> Filled:
+    """Make what is missing of the pictures 0 … count − 1 in `folder`.
+
+    Every process of a launch calls this, and makes its share; all return when all are done.
+
+    Args:
+        batch: pictures at a time.
+        settings: everything that they depend on beside their numbers.
+        make: gives the pictures of some numbers, [N, 3, S, S] in [0, 1] on the CPU.
+        ready: called with the first numbers of a process before its first `make`, and not timed.
+        said: what the progress bar calls it.
+
+    Raises:
+        SpectralError: the folder holds pictures made with other settings, or as `make`.
+    """
     state = processes()
     before = check_folder(folder, settings)
-    missing = [index for index in range(len(prompts)) if not path_of(folder, index).exists()]
+    missing = [index for index in range(count) if not path_of(folder, index).exists()]
     state.wait_for_everyone()  # before anyone makes what another would then not miss
     if not missing:
         known = before.get("throughput")
@@ -125,7 +161,9 @@ def fill(
         folder.joinpath("images").mkdir(exist_ok=True)
     state.wait_for_everyone()
     own = missing[state.process_index :: state.num_processes]
-    shares = gather_object([(len(own), _make(folder, opened, prompts, own, config))])
+    if own and ready is not None:
+        ready(own[:batch])
+    shares = gather_object([(len(own), _write(folder, own, batch, make, said))])
     rate = sum(images / seconds for images, seconds in shares if images)
     kind = torch.cuda.get_device_name() if device().type == "cuda" else device().type
     speed = Throughput(round(rate, 3), len(missing), state.num_processes, kind)
@@ -134,23 +172,14 @@ def fill(
     return Filled(len(missing), speed)
 
 
-def _make(
-    folder: Path, opened: Checkpoint, prompts: Sequence[str], own: Sequence[int], config: EvaluationConfig
-) -> float:
-    """Write the samples of this process; returns the seconds that making them took."""
-    options: dict[str, Any] = {"guidance": config.guidance, "seed": config.seed, "size": config.size}
-    options |= {"vocabulary": config.vocabulary, "batch": config.batch, "how": config.running}
-    if opened.unet is not None:
-        config.running.prepare(opened.unet)
+def _write(folder: Path, own: Sequence[int], batch: int, make: Callable[[Sequence[int]], Tensor], said: str) -> float:
+    """Write the pictures of this process; returns the seconds that making them took."""
     seconds = 0.0
-    with tqdm(total=len(own), desc="sampling", unit="image", dynamic_ncols=True, disable=not is_main() or None) as bar:
-        for start in range(0, len(own), config.batch):
-            indices = own[start : start + config.batch]
-            asked = [prompts[index] for index in indices]
-            if start == 0:  # what the first call of a process costs is no property of the model
-                sample_checkpoint(opened, asked, steps=fewest_steps(opened), indices=indices, **options)
+    with tqdm(total=len(own), desc=said, unit="image", dynamic_ncols=True, disable=not is_main() or None) as bar:
+        for start in range(0, len(own), batch):
+            indices = own[start : start + batch]
             began = time.perf_counter()
-            images = sample_checkpoint(opened, asked, steps=config.steps, indices=indices, **options)
+            images = make(indices)
             seconds += time.perf_counter() - began
             for index, image in zip(indices, images, strict=True):
                 write_whole(path_of(folder, index), png(image))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,38 @@ def score(
     }
     _leave(report, spectra, subject, data, out)
     return report
+
+
+def score_once(
+    subject: Subject,
+    data: Images,
+    out: Path,
+    config: EvaluationConfig,
+    networks: Networks,
+    *,
+    fresh: bool,
+    reference: Callable[[], Measured] | None = None,
+) -> dict[str, Any]:
+    """`score`, or the report that is in `out` already where it is of the same pictures and data, measured so.
+
+    Args:
+        subject: its `about` says how the pictures were made, as "sampling".
+        fresh: whether any of the pictures is new, which no report can know.
+        reference: gives what the networks saw in the data, where that is known already.
+
+    Raises:
+        SpectralError: as `score`.
+    """
+    expected = {
+        "sampling": subject.about["sampling"],
+        "images": len(subject.pictures),
+        "cutoff": config.cutoff_of(data.config.size),
+        **circumstances(config, networks),
+    }
+    before = known_report(out, expected) if not fresh else None
+    if before is not None and before["data"]["sha256"] == data.sha256:
+        return before
+    return score(subject, data, out, config, networks, reference() if reference is not None else None)
 
 
 def look_at(data: Images, networks: Networks, config: EvaluationConfig, *, captioned: bool, log: Path) -> Measured:
