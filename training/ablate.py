@@ -1,16 +1,18 @@
 """Train and measure the eight rows of Table 5: wavelet gating, spatial and frequency distillation, each on and off.
 
-All rows have one configuration, that of `distill`, and one budget. Stopped and started again, it goes on where it was.
+All rows have one configuration, that of `distill`, and one budget; with `seeds` each is trained several times. Stopped
+and started again, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +24,38 @@ from ..spectral import checkpoint
 from ..spectral.checkpoint import CheckpointFile
 from ..spectral.errors import SpectralError
 from . import cli, figures
-from .data.config import DataConfig
+from .ablation_config import AblateConfig, baseline_in, configuration, measured_in, model_of
 from .data.images import Images
 from .data.latents_folder import is_cache
 from .distill import train
-from .distillation.config import DistillConfig
 from .evaluate import evaluate, plan
-from .evaluation import ablation, samples, scoring, table5
+from .evaluation import ablation, first_stage, samples, scoring, seeds, table5
 from .evaluation.config import EvaluationConfig
 from .evaluation.measures import Measured, Networks
 from .evaluation.reference import open_reference, pick
-from .evaluation.table5 import ROWS, Row
+from .evaluation.table5 import BASELINES, ROWS
 from .files import write_whole
 from .loop.folder import check_resumable, plain, same_run
 from .loop.stopping import stopping_in_order
 from .processes import device, is_main, join, processes
-from .sample import image_side
+from .sample import guidance_of, image_side, steps_of
 from .teachers import assemble, digests
 
 #: The rows whose spectra are drawn.
 DRAWN = ("none", "wg", "spatial-frequency", "all")
 COLUMNS = 12  # pictures of every row in the grid
-
-
-@dataclass(frozen=True)
-class AblateConfig(DistillConfig):
-    """Configuration of `ablate`: that of `distill`, of which every row has a part switched off, and how to measure.
-
-    Args:
-        evaluation: how the models are sampled from and measured.
-        reference: the images that samples are compared with; null: those of `data`.
-    """
-
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reference: DataConfig | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("spatial", "frequency"):
-            if getattr(self.loss, name) <= 0:
-                raise SpectralError(f"loss.{name} is 0; an ablation turns it off itself, so give its weight when on.")
-        if self.resampler != "wavelet":
-            raise SpectralError(f"resampler is {self.resampler}; an ablation trains both kinds, so leave it out.")
+#: By seed and by the row's name.
+Reports = dict[int, dict[str, dict[str, Any]]]
 
 
 def ablate(config: AblateConfig) -> dict[str, Any] | None:
     """Train and measure every row that is not done; every process of a launch calls this.
 
-    Leaves a folder for each row in `run.out`, with its run and, in `evaluation/STEPS`, its samples and report; and
-    beside them ablation.json, after every row, and ablation.html, grid.png and spectra.png in the end.
+    All rows of the first seed come first, then all of the second, and so on: each round completes a table.
+
+    Leaves a folder for each row in `run.out` (ROW, and ROW-seed-N for the seeds behind the first), with its run and, in
+    `evaluation/STEPS`, its samples and report; baselines/; and beside them ablation.json, after every row, and
+    ablation.html, grid.png and spectra.png after every round.
 
     Returns:
         What ablation.json holds; None in all processes but the main one.
@@ -80,8 +65,8 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
         StoppedRun: it was asked to end before its last step.
     """
     join()
-    how = replace(config.evaluation, vocabulary=config.evaluation.vocabulary or config.vocabulary)
     teacher = assemble(config.teacher, config.read, config.first_stage, config.text_encoder)
+    how = _how(config, teacher)
     data = _reference(config, teacher)
     networks = Networks.load(how.inception, how.clip, how.clip_model)
     plan(teacher.config, teacher.path.name, data, how, networks)  # before hours of training
@@ -94,48 +79,73 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
         log = config.run.out / "corrupt.log"
         return scoring.look_at(data, networks, how, captioned=networks.clip is not None, log=log)
 
-    reports: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(ROWS, 1):
-        _say(f"Row {number} of {len(ROWS)}: {row.title}")
-        own = configuration(config, row)
-        place = _measured_in(own)
-        before = scoring.known_report(place, {})
-        if row.name not in done:
-            train(own)
-            processes().wait_for_everyone()  # until the main one has written the model
-        opened = checkpoint.load(_model(own), device=device())
-        report = evaluate(opened, data, place, how, networks, reference=seen)
-        gc.collect()  # a run's modules hold each other, and its teacher may be large
-        if report is not None:
-            reports[row.name] = report
-            _say(", ".join(f"{name} {report[name]:g}" for name in table5.measured_columns(reports)))
-            if report != before:
-                _write(config.run.out, _result(config, data, reports))
-    if not is_main():
-        return None
-    result = _result(config, data, reports)
-    _draw(config, data, reports)
-    grid, spectra = (config.run.out.joinpath(name).read_bytes() for name in ("grid.png", "spectra.png"))
-    write_whole(config.run.out / "ablation.html", ablation.page(result, grid, spectra))
-    _write(config.run.out, result)
+    below = _baselines(config, how, teacher, data, networks, seen) if config.baselines else {}
+    reports: Reports = {}
+    result: dict[str, Any] | None = None
+    news = False  # whether ablation.json, which may know of later rows, has been written anew
+    for seed in config.all_seeds:
+        for number, row in enumerate(ROWS, 1):
+            of_which = f" (seed {seed})" if config.seeds > 1 else ""
+            _say(f"Row {number} of {len(ROWS)}{of_which}: {row.title}")
+            own = configuration(config, row, seed)
+            before = scoring.known_report(measured_in(own), {})
+            if own.run.out.name not in done:
+                train(own)
+                processes().wait_for_everyone()  # until the main one has written the model
+            opened = checkpoint.load(model_of(own), device=device())
+            report = evaluate(opened, data, measured_in(own), how, networks, reference=seen)
+            gc.collect()  # a run's modules hold each other, and its teacher may be large
+            if report is not None:
+                reports.setdefault(seed, {})[row.name] = report
+                _say_scores(report)
+                news |= report != before
+                if news:
+                    _write(config.run.out, _result(config, data, reports, below))
+        if is_main() and (news or seed == config.all_seeds[-1]):
+            result = _result(config, data, reports, below)
+            _leave(config, data, reports, below, result)
     return result
 
 
-def configuration(config: AblateConfig, row: Row) -> DistillConfig:
-    """The run of one row."""
-    base = DistillConfig(**{item.name: getattr(config, item.name) for item in fields(DistillConfig)})
-    loss = replace(
-        config.loss,
-        spatial=config.loss.spatial if row.spatial else 0.0,
-        frequency=config.loss.frequency if row.frequency else 0.0,
-    )
+def _how(config: AblateConfig, teacher: CheckpointFile) -> EvaluationConfig:
+    """How all are sampled and measured: what is left to a student is said, so that its teacher is sampled likewise."""
+    given, student = config.evaluation, replace(teacher.config, few_steps=config.few_steps or None)
     return replace(
-        base,
-        run=replace(config.run, out=config.run.out / row.name),
-        resampler="wavelet" if row.gating else "conv",
-        loss=loss,
-        title=f"{config.title} ({row.title})",
+        given,
+        steps=steps_of(student, given.steps),
+        guidance=guidance_of(student, given.guidance),
+        vocabulary=given.vocabulary or config.vocabulary,
     )
+
+
+def _baselines(
+    config: AblateConfig,
+    how: EvaluationConfig,
+    teacher: CheckpointFile,
+    data: Images,
+    networks: Networks,
+    seen: Callable[[], Measured],
+) -> dict[str, dict[str, Any]]:
+    """The reports of BASELINES, by name, made where they are not there; none in processes that are not the main one."""
+    opened = checkpoint.build(teacher, device=device())
+    files = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
+    order, prompts = plan(teacher.config, teacher.path.name, data, how, networks)
+    found: dict[str, dict[str, Any]] = {}
+    for name, title in BASELINES.items():
+        _say(f"Baseline: {title}")
+        place = baseline_in(config, name)
+        if name == "teacher":
+            report = evaluate(opened, data, place, how, networks, inputs=files, reference=seen)
+        else:
+            report = first_stage.evaluate(
+                opened, data, order, prompts, place, how, networks, digest=files["first_stage"], reference=seen
+            )
+        if report is not None:
+            found[name] = report
+            _say_scores(report)
+    del opened
+    gc.collect()  # before the first row needs the memory
+    return found
 
 
 def _reference(config: AblateConfig, teacher: CheckpointFile) -> Images:
@@ -150,53 +160,76 @@ def _reference(config: AblateConfig, teacher: CheckpointFile) -> Images:
     return open_reference(config.reference or config.data, image_side(teacher.config, config.evaluation.size))
 
 
-def _model(config: DistillConfig) -> Path:
-    """What the run of a row leaves."""
-    return config.run.out / f"{'student' if config.resampler == 'wavelet' else 'lite'}.safetensors"
-
-
-def _measured_in(config: DistillConfig) -> Path:
-    """The folder of a row's samples and report; another one when it is trained on."""
-    return config.run.out / "evaluation" / f"{config.run.steps:06d}"
-
-
 def _done(config: AblateConfig, how: EvaluationConfig, teacher: CheckpointFile, data: Images) -> list[str]:
-    """The rows that have all their steps, by name.
+    """The runs that have all their steps, by the names of their folders.
 
     Raises:
         SpectralError: the folder of a row holds a run with other settings or more steps, or samples made otherwise.
     """
     inputs = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
     inputs |= {"teacher": teacher.sha256} | ({"data": data.sha256} if config.reference is None else {})
+    asked = samples.asked(teacher.config, how)
     done = []
-    for row in ROWS:
-        own = configuration(config, row)
+    for seed, row in itertools.product(config.all_seeds, ROWS):
+        own = configuration(config, row, seed)
         check_resumable(own, inputs)
-        samples.check_folder(_measured_in(own), samples.asked(teacher.config, how))
-        if _model(own).exists():
-            made = checkpoint.read(_model(own)).config
+        samples.check_folder(measured_in(own), asked)
+        if model_of(own).exists():
+            made = checkpoint.read(model_of(own)).config
             if made.teacher_sha256 == teacher.sha256 and same_run(made.training.get("config", {}), own):
-                done.append(row.name)
+                done.append(own.run.out.name)
+    if config.baselines:
+        samples.check_folder(baseline_in(config, "teacher"), asked)
+        samples.check_folder(baseline_in(config, "first-stage"), first_stage.settings_of(data, how))
     return done
 
 
-def _result(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What ablation.json holds, of the rows that there are reports of."""
-    complete = len(reports) == len(ROWS)
-    rows = table5.entries(reports)
-    places = {row.name: _measured_in(configuration(config, row)).relative_to(config.run.out) for row in ROWS}
-    rows = [entry | {"report": (places[entry["name"]] / "report.html").as_posix()} for entry in rows]
-    found = {"complete": complete, "rows": rows, "about": _about(config, data, reports)}
-    return found | ({"effects": table5.effects(rows)} if complete else {}) | {"notes": _notes(reports)}
+def _result(
+    config: AblateConfig, data: Images, reports: Reports, below: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What ablation.json holds, of the rows that there are reports of.
+
+    Returns:
+        - "complete": whether every row has all its seeds;
+        - "rows": `table5.entries`, of several seeds `seeds.entries`, with "report", the path of its page ("reports":
+          of all its seeds);
+        - "baselines", where they are asked for: `table5.baselines`, likewise;
+        - "about": what all rows have in common; where several seeds are asked for, "seeds" are those begun so far;
+        - "effects": `table5.effects` once all rows are there; of several seeds `seeds.effects`, with "effects_spread"
+          and "improved", once all rows of one seed are;
+        - "notes": what to know before it is believed.
+    """
+    complete = sum(map(len, reports.values())) == len(ROWS) * config.seeds
+    if config.seeds == 1:
+        rows = table5.entries(reports[config.run.seed])
+        changes = {"effects": table5.effects(rows)} if complete else {}
+    else:
+        rows, changes = seeds.entries(reports), seeds.effects(reports)
+    rows = [entry | _places(config, entry) for entry in rows]
+    found = {"complete": complete, "rows": rows}
+    if below:
+        places = {name: (baseline_in(config, name) / "report.html").relative_to(config.run.out) for name in below}
+        found["baselines"] = [entry | {"report": places[entry["name"]].as_posix()} for entry in table5.baselines(below)]
+    return found | {"about": _about(config, data, reports)} | changes | {"notes": _notes(config, reports, rows)}
+
+
+def _places(config: AblateConfig, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the report of a row is; with several seeds, those of all."""
+    row = next(row for row in ROWS if row.name == entry["name"])
+    places = [
+        (measured_in(configuration(config, row, seed)) / "report.html").relative_to(config.run.out).as_posix()
+        for seed in entry.get("seeds", [config.run.seed])
+    ]
+    return {"report": places[0]} | ({"reports": places} if "seeds" in entry else {})
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
     write_whole(out / "ablation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def _about(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _about(config: AblateConfig, data: Images, reports: Reports) -> dict[str, Any]:
     """What all rows have in common."""
-    report = next(iter(reports.values()))
+    report = _all_of(reports)[0]
     run = config.run
     return {
         "title": f"Ablation of {config.title}",
@@ -209,6 +242,7 @@ def _about(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, A
         "steps": run.steps,
         "images_per_step": run.batch_size * run.accumulate,
         "seed": run.seed,
+        **({"seeds": list(reports)} if config.seeds > 1 else {}),
         "model_channels": config.model_channels,
         "loss": {"spatial": config.loss.spatial, "frequency": config.loss.frequency},
         "samples": report["images"],
@@ -218,10 +252,16 @@ def _about(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, A
     }
 
 
-def _notes(reports: Mapping[str, dict[str, Any]]) -> list[str]:
-    """What to know before the table is believed: of every report, what they all say, and that it is one run of each."""
-    first, *others = ([_of_a_row(note, report) for note in report["notes"]] for report in reports.values())
+def _all_of(reports: Reports) -> list[dict[str, Any]]:
+    return [report for found in reports.values() for report in found.values()]
+
+
+def _notes(config: AblateConfig, reports: Reports, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to know before the table is believed: of every report, what they all say, and how often rows were run."""
+    first, *others = ([_of_a_row(note, report) for note in report["notes"]] for report in _all_of(reports))
     shared = [note for note in first if all(note in other for other in others)]
+    if config.seeds > 1:
+        return [*shared, seeds.note(rows)]
     return [*shared, "Every row was trained once, from one seed; small differences between rows may be chance."]
 
 
@@ -229,24 +269,50 @@ def _of_a_row(note: str, report: dict[str, Any]) -> str:
     return note.replace(f"({report['checkpoint']['kind']})", "(a row)")
 
 
-def _draw(config: AblateConfig, data: Images, reports: Mapping[str, dict[str, Any]]) -> None:
-    """grid.png, a line for every row on the same prompts and noise, and spectra.png of some of them."""
+def _leave(
+    config: AblateConfig,
+    data: Images,
+    reports: Reports,
+    below: Mapping[str, dict[str, Any]],
+    result: dict[str, Any],
+) -> None:
+    """Write the figures, the page and, last, ablation.json."""
+    out = config.run.out
+    _draw(config, data, reports[config.run.seed], below)
+    grid, spectra = (out.joinpath(name).read_bytes() for name in ("grid.png", "spectra.png"))
+    write_whole(out / "ablation.html", ablation.page(result, grid, spectra))
+    _write(out, result)
+
+
+def _draw(
+    config: AblateConfig,
+    data: Images,
+    reports: Mapping[str, dict[str, Any]],
+    below: Mapping[str, dict[str, Any]],
+) -> None:
+    """grid.png, a line for every row on the same prompts and noise, and spectra.png of some of them.
+
+    Args:
+        reports: of the rows, of the first seed.
+        below: of the baselines.
+    """
     out = config.run.out
     first = next(iter(reports.values()))
     side, count = first["size"], first["images"]
     shown, kept = pick(data, samples.order_of(len(data), count, config.evaluation.seed)[:COLUMNS])
     lines = {"data": shown}
-    titles = {row.name: row.title for row in ROWS}
-    for row in ROWS:
-        place = _measured_in(configuration(config, row))
+    titles = {row.name: row.title for row in ROWS} | BASELINES
+    places = {name: baseline_in(config, name) for name in below}
+    places |= {row.name: measured_in(configuration(config, row, config.run.seed)) for row in ROWS}
+    for name, place in places.items():
         paths = [samples.path_of(place, index) for index in kept]
-        lines[row.title] = torch.cat(list(samples.read(paths, side, COLUMNS)))
+        lines[titles[name]] = torch.cat(list(samples.read(paths, side, COLUMNS)))
     figures.save_grid(lines, out / "grid.png", scale=2 if side <= 128 else 1)
     spectra = {"data": scoring.spectrum_of(first["spectra"]["data"])}
-    for name in DRAWN:
-        report = reports[name]
+    for name, report in {**below, **{name: reports[name] for name in DRAWN}}.items():
         spectra[titles[name]] = scoring.spectrum_of(report["spectra"][report["checkpoint"]["kind"]])
-    title = f"Radial power spectra of data and of {count:,} samples of each row"
+    of_which = f", seed {config.run.seed}" if config.seeds > 1 else ""
+    title = f"Radial power spectra of data and of {count:,} samples of each row{of_which}"
     figures.plot_radial_spectra(spectra, out / "spectra.png", cutoff=first["cutoff"], title=title)
 
 
@@ -255,15 +321,18 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _say_scores(report: Mapping[str, Any]) -> None:
+    _say(", ".join(f"{name} {report[name]:g}" for name in table5.measured_columns({"": report})))
+
+
 def told(result: dict[str, Any], out: Path) -> str:
     """The table for a terminal, and where the rest is."""
-    lines = ["Table 5 of the paper, with ours beside it", "", table5.text(result["rows"]), ""]
+    table = table5.text(result["rows"], result.get("baselines", []))
+    lines = ["Table 5 of the paper, with ours beside it", "", table, ""]
+    if "improved" in result:
+        lines += ["What each part changes, and in how many pairs of rows it helps", "", seeds.text(result), ""]
     if "effects" in result:
-        whole = result["effects"]["all"]
-        changes = ", ".join(
-            f"{name} {100 * change:+.0f} %" for name, change in whole.items() if name in ("fd_effnet", "high_error")
-        )
-        lines.append(f"All three parts against none: {changes} (the paper's FID {100 * whole['paper_fid']:+.0f} %).")
+        lines.append(table5.claim(result))
     lines += [ablation.told(result["about"]), ablation.PLAINLY, *result["notes"], "", str(out / "ablation.html")]
     return "\n".join(lines)
 

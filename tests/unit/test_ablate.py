@@ -12,17 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from spectral_diffusion.training import cli
+from spectral_diffusion.spectral import checkpoint
+from spectral_diffusion.training import ablate, cli
 from spectral_diffusion.training.evaluation.table5 import ROWS
+from spectral_diffusion.training.sample import sample_checkpoint
 
 from . import tiny
 
 RUN = {"steps": 2, "batch_size": 4, "warmup": 1, "log_every": 1, "preview_every": 0, "checkpoint_every": 1}
+SEVERAL = ["--seeds", "2", "--baselines", "true"]
 PROGRAM = ["-m", "spectral_diffusion.training.ablate", "--config", "config.yaml"]
 
 
@@ -46,6 +51,16 @@ def copied(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """The same folder, to change, where the test is in."""
     folder = Path(shutil.copytree(place, tmp_path / "place"))
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder, asked for a second seed and the baselines when the first was done."""
+    folder = Path(shutil.copytree(place, tmp_path_factory.mktemp("several") / "place"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["ablate", "--config", "config.yaml", *SEVERAL]) == 0
     return folder
 
 
@@ -109,6 +124,136 @@ def test_the_page_says_plainly_what_is_compared(place: Path) -> None:
     assert len(links) == 8 and all((place / "out" / link).is_file() for link in links)
     with Image.open(place / "out" / "grid.png") as grid, Image.open(place / "out" / "spectra.png") as plot:
         assert grid.height > 9 * 2 * 16 and plot.width > 500
+
+
+# Several seeds, and what stands beside the rows
+
+
+def reports_of(folder: Path, row: str) -> list[dict[str, Any]]:
+    """Of both seeds."""
+    return [read(folder / "out" / name / "evaluation" / "000002" / "report.json") for name in (row, f"{row}-seed-1")]
+
+
+def test_more_seeds_keep_the_first(place: Path, several: Path) -> None:
+    before, after = state(place / "out"), state(several / "out")
+    rows = [row.name for row in ROWS]
+    for path, known in before.items():
+        place_in = path.relative_to(place)
+        assert place_in.parts[1] not in rows or after[several / place_in] == known, place_in
+    for row in ROWS:
+        first, second = (
+            yaml.safe_load((several / "out" / name / "config.yaml").read_text())
+            for name in (row.name, f"{row.name}-seed-1")
+        )
+        assert (first["run"].pop("seed"), second["run"].pop("seed")) == (0, 1)
+        assert second["run"].pop("out") == first["run"].pop("out") + "-seed-1"
+        assert second.pop("title") == f"<Tiny> ({row.title}, seed 1)" and first.pop("title") and first == second
+        one, other = (report["sampling"] for report in reports_of(several, row.name))
+        assert one.pop("checkpoint") != other.pop("checkpoint") and one == other  # the same noise
+    others = load_file(model_of(several / "out" / "all-seed-1"))
+    assert any((others[name] != tensor).any() for name, tensor in load_file(model_of(several / "out" / "all")).items())
+
+
+def test_several_seeds_have_a_mean_and_a_spread(several: Path) -> None:
+    result = read(several / "out" / "ablation.json")
+    assert result["complete"] and result["about"]["seeds"] == [0, 1] and result["about"]["seed"] == 0
+    for row in result["rows"]:
+        for name in ("fd_effnet", "kid_effnet", "low_error", "high_error"):
+            values = [report[name] for report in reports_of(several, row["name"])]
+            assert row["values"][name] == values
+            assert row[name] == pytest.approx(np.mean(values), abs=1e-6)
+            assert row["spread"][name] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+        assert row["seeds"] == [0, 1] and row["report"] == row["reports"][0]
+        assert all((several / "out" / report).is_file() for report in row["reports"])
+    assert set(result["effects"]) == set(result["effects_spread"]) == set(result["improved"])
+    assert result["improved"]["gating"]["pairs"] == 8 and result["improved"]["all"]["pairs"] == 2
+    assert any("trained 2 times" in note for note in result["notes"])
+
+
+def test_the_baselines_are_the_first_stage_and_the_teacher(several: Path) -> None:
+    """Reconstructions in the samples' order, and the teacher's samples of the same prompts and noise as the rows'."""
+    opened = checkpoint.load(several / "teacher.safetensors")
+    assert opened.first_stage is not None
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()[:6]
+    files = sorted((several / "data").rglob("*.png"))
+    shown = np.stack([np.asarray(Image.open(files[index]), dtype=np.float32) for index in order])
+    pixels = torch.from_numpy(shown).movedim(-1, 1) / 127.5 - 1
+    with torch.no_grad():
+        decoded = opened.first_stage.decode(opened.first_stage.encode(pixels)).clamp(-1, 1) / 2 + 0.5
+    sampled = sample_checkpoint(opened, [files[index].parent.name for index in order], steps=2)
+    rows = {row["name"]: row for row in read(several / "out" / "ablation.json")["baselines"]}
+    for name, expected in {"first-stage": decoded, "teacher": sampled}.items():
+        folder = several / "out" / "baselines" / name
+        made = [np.asarray(Image.open(path)) for path in sorted((folder / "images").iterdir())]
+        assert np.abs(np.stack(made) - 255 * expected.movedim(1, -1).numpy()).max() < 0.6, name
+        report = read(folder / "report.json")
+        for column in ("fd_effnet", "kid_effnet", "kid_effnet_std", "low_error", "high_error", "params"):
+            assert rows[name][column] == report[column], (name, column)
+        assert rows[name]["report"] == f"baselines/{name}/report.html" and report["images"] == 6
+    assert list(rows) == ["first-stage", "teacher"] and rows["first-stage"]["params"] is None
+    assert rows["teacher"]["params"] > read(several / "out" / "ablation.json")["rows"][0]["params"]
+
+
+def test_the_page_of_several_seeds(several: Path) -> None:
+    html = (several / "out" / "ablation.html").read_text()
+    row = read(several / "out" / "ablation.json")["rows"][0]
+    links = re.findall(r"href='([^']*)'", html)
+    assert len(links) == 8 * 2 + 2 and all((several / "out" / link).is_file() for link in links)
+    cells = re.sub(r"<[^>]*>", " ", html.split("<table")[1].split("</table>")[0]).split()
+    assert cells.count("±") == 8 * 4 and "first stage alone" in html and "seeds 0 and 1" in html
+    numbers = [float(cell) for cell in cells[cells.index("17.3") + 1 :][:3:2]]
+    assert numbers == pytest.approx([row["fd_effnet"], row["spread"]["fd_effnet"]], rel=0.05)
+    assert html.count(" of 8</span>") == 3 * 4 and "All three parts against none: FD-EffNet" in html
+    with Image.open(several / "out" / "grid.png") as grid:
+        assert grid.height > 11 * 2 * 16
+
+
+def test_several_seeds_are_not_done_again(
+    several: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, known = state(several / "out"), read(several / "out" / "ablation.json")
+    monkeypatch.chdir(several)
+    assert cli.main(["ablate", "--config", "config.yaml", *SEVERAL]) == 0
+    assert read(several / "out" / "ablation.json") == known
+    after = state(several / "out")
+    assert all(after[path] == before[path] for path in after if path.parent != several / "out")
+    said = capsys.readouterr()
+    assert "Row 8 of 8 (seed 1): all" in said.err and "first stage alone  " in said.out
+    assert re.search(r"17\.3 +\d+\.\d+ ± 0\.\d+ ", said.out) and re.search(r"\([0-8] of 8\)", said.out)
+
+
+def test_a_stop_in_the_second_round_leaves_a_table(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all rows; and the page of the first round, which was new. It then goes on to what it would have become."""
+    monkeypatch.chdir(shutil.copytree(several, tmp_path / "place"))
+    Path("out", "all", "evaluation", "000002", "report.json").unlink()
+    for row in ROWS[2:]:
+        shutil.rmtree(Path("out", f"{row.name}-seed-1"))
+    command = ["ablate", "--config", "config.yaml", *SEVERAL]
+    with monkeypatch.context() as patch:
+        patch.setattr(ablate, "train", interrupted)
+        assert cli.main(command) == 130
+    found = read(Path("out", "ablation.json"))
+    assert not found["complete"] and [row["seeds"] for row in found["rows"]] == [[0, 1]] * 2 + [[0]] * 6
+    assert found["rows"][2]["spread"]["fd_effnet"] is None and found["improved"]["gating"]["pairs"] == 4
+    assert any("1 to 2 times so far" in note for note in found["notes"])
+    html = Path("out", "ablation.html").read_text()
+    assert (
+        "So far every row was trained once" in html
+        and "seed 0. 6 samples" in html
+        and "± 0." not in html
+        and "of 4</span>" in html
+    )
+    for row in ROWS[3:]:
+        shutil.copytree(several / "out" / f"{row.name}-seed-1", Path("out", f"{row.name}-seed-1"))
+    assert cli.main(command) == 0
+    assert read(Path("out", "ablation.json")) == read(several / "out" / "ablation.json")
+
+
+def interrupted(config: Any) -> None:
+    """In the place of a training."""
+    raise KeyboardInterrupt
 
 
 # Stops and restarts
@@ -178,12 +323,14 @@ def test_a_row_with_more_steps_is_trained_on(copied: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_processes_train_and_sample_together(place: Path, copied: Path) -> None:
-    """Two rows in one launch: the processes stay together behind the first."""
+def test_two_processes_train_and_sample_together(place: Path, several: Path, copied: Path) -> None:
+    """Two rows and the baselines in one launch: the processes stay together behind the first."""
     for row in ROWS[-2:]:
         shutil.rmtree(copied / "out" / row.name)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ended = subprocess.run([*launch, *PROGRAM, "--json"], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        [*launch, *PROGRAM, "--json", "--baselines", "true"], capture_output=True, text=True, timeout=300
+    )
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout)
     report = read(copied / "out" / "all" / "evaluation" / "000002" / "report.json")
@@ -191,6 +338,9 @@ def test_two_processes_train_and_sample_together(place: Path, copied: Path) -> N
     assert read(copied / "out" / "all" / "environment.json")["processes"] == 2
     expected = read(place / "out" / "ablation.json")["rows"][-1]
     assert result["complete"] and result["rows"][-1]["fd_effnet"] == pytest.approx(expected["fd_effnet"], rel=1e-2)
+    assert "seeds" not in result["about"] and "spread" not in result["rows"][0]
+    for ours, expected in zip(result["baselines"], read(several / "out" / "ablation.json")["baselines"], strict=True):
+        assert ours["fd_effnet"] == pytest.approx(expected["fd_effnet"], rel=1e-2)
 
 
 # What is refused
@@ -213,6 +363,10 @@ def test_two_processes_train_and_sample_together(place: Path, copied: Path) -> N
         (["--loss.alpha", "-2"], "out/none holds a run with loss.alpha = -1.0, not -2.0"),
         (["--run.steps", "1"], "out/none has 2 steps already"),
         (["--teacher", "data"], "data is a folder"),
+        (["--seeds", "0"], "seeds is 0; expected 1 to 100 trainings"),
+        (["--seeds", "101"], "seeds is 101; expected 1 to 100 trainings"),
+        (["--run.seed", "4294967295", "--seeds", "2"], "the last seed may be 4294967295"),
+        (["--run.seed", "1"], "out/none holds a run with run.seed = 0, not 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from . import html
-from .table5 import COLUMNS, PARTS, agreement, number
+from .seeds import listed
+from .table5 import BASELINES, COLUMNS, PARTS, agreement, claim, shown
 
 #: What is said of the two halves of the table, on the page and in the terminal.
 PLAINLY = (
@@ -21,7 +22,7 @@ def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
     """The page.
 
     Args:
-        result: as ablation.json has it, of all rows.
+        result: as ablation.json has it, of all rows, with "effects".
         grid: pictures of all models on the same prompts and noise, a PNG file.
         spectra: their radial spectra, likewise.
 
@@ -29,15 +30,17 @@ def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
         HTML. Whatever comes from files is escaped; pictures are inside; the reports of the rows are linked.
     """
     rows, about = result["rows"], result["about"]
+    of_which = f" Those of seed {about['seed']}." if "seeds" in about else ""
     sections = [
         f"<h1>{escape(about['title'])}</h1><p class='lead'>{escape(told(about))}</p>",
         "<h2>Table 5, the paper's and ours</h2>",
-        _table(rows),
+        _table(rows, result.get("baselines", [])),
         f"<p class='soft' style='margin-top:.8rem'>{escape(PLAINLY)} {escape(_bands(about))}</p>",
-        _effects(result["effects"]),
+        _under(result),
+        _effects(result),
         _order(rows),
         html.notes(result["notes"]),
-        "<h2>Pictures</h2><p class='soft'>Every model on the same prompts and the same noise.</p>",
+        f"<h2>Pictures</h2><p class='soft'>Every model on the same prompts and the same noise.{of_which}</p>",
         html.plot(grid, "Data and samples of every row", "whole"),
         "<h2>Radial power spectra</h2>",
         html.plot(spectra, "Radial power spectra"),
@@ -49,8 +52,9 @@ def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
 
 def told(about: Mapping[str, Any]) -> str:
     """What was trained and measured, in a sentence or two."""
-    said = f"Each row: {about['steps']:,} steps of {about['images_per_step']:,} images of {about['data']}, seed "
-    said += f"{about['seed']}. {about['samples']:,} samples of each, {about['size']} × {about['size']} pixels, are "
+    said = f"Each row: {about['steps']:,} steps of {about['images_per_step']:,} images of {about['data']}, "
+    said += f"{listed(about.get('seeds', [about['seed']]))}. {about['samples']:,} samples of each, "
+    said += f"{about['size']} × {about['size']} pixels, are "
     return said + f"compared with {about['reference_images']:,} images of {about['reference']}."
 
 
@@ -61,32 +65,80 @@ def _bands(about: Mapping[str, Any]) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], below: Sequence[Mapping[str, Any]]) -> str:
+    """The eight rows, and under them what they may be measured by; a score's spread in a column of its own."""
     columns = [name for name in COLUMNS if rows[0].get(name) is not None]
+    cells = {name: shown(name, [*rows, *below]) for name in columns}
+    wide = {name: any(spread for _, spread in cells[name]) for name in columns}
     head = [*(f"<th>{called}</th>" for called in PARTS.values()), "<th class='number'>paper<br>FID</th>"]
-    head += [f"<th class='number'>ours<br>{escape(COLUMNS[name])}</th>" for name in columns]
-    lines = [f"<tr>{''.join(head)}<th></th></tr>"]
-    for row in rows:
-        cells = [f"<td>{'✓' if row[part] else '–'}</td>" for part in PARTS]
-        cells += [f"<td class='number'>{row['paper_fid']:.1f}</td>"]
-        cells += [f"<td class='number'>{number(name, row[name])}</td>" for name in columns]
-        link = f"<a href='{escape(row['report'])}'>report</a>"
-        lines.append(f"<tr>{''.join(cells)}<td>{link}</td></tr>")
+    head += [_header(f"ours<br>{escape(COLUMNS[name])}", wide[name]) for name in columns]
+    lines = [f"<tr>{''.join(head)}<th>{'reports<br>by seed' if 'seeds' in rows[0] else ''}</th></tr>"]
+    for place, row in enumerate([*rows, *below]):
+        if place < len(rows):
+            left = "".join(f"<td>{'✓' if row[part] else '–'}</td>" for part in PARTS)
+            left += f"<td class='number'>{row['paper_fid']:.1f}</td>"
+        else:
+            left = f"<td colspan='{len(PARTS) + 1}'>{BASELINES[row['name']]}</td>"
+        right = "".join(_cell(*cells[name][place], wide[name]) for name in columns)
+        lines.append(f"<tr>{left}{right}<td>{_links(row)}</td></tr>")
     return f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"
 
 
-def _effects(found: Mapping[str, Mapping[str, float]]) -> str:
+def _header(said: str, wide: bool) -> str:
+    return f"<th class='number'{' colspan=2' if wide else ''}>{said}</th>"
+
+
+def _cell(mean: str, spread: str, wide: bool) -> str:
+    """A score, and in a column with spreads, a second cell with its own, if it has one."""
+    if not wide:
+        return f"<td class='number'>{mean}</td>"
+    beside = f"<td class='soft' style='white-space:nowrap'>{'± ' + spread if spread else ''}</td>"
+    return f"<td class='number' style='padding-right:.3rem'>{mean}</td>{beside}"
+
+
+def _links(row: Mapping[str, Any]) -> str:
+    """To the report of a row, or to those of its seeds."""
+    if "reports" not in row:
+        return f"<a href='{escape(row['report'])}'>report</a>"
+    pairs = zip(row["seeds"], row["reports"], strict=True)
+    return " ".join(f"<a href='{escape(report)}'>{seed}</a>" for seed, report in pairs)
+
+
+def _under(result: Mapping[str, Any]) -> str:
+    """What the rows under the eight are."""
+    if "baselines" not in result:
+        return ""
+    return (
+        "<p class='soft'>First stage alone: images of the data, encoded and decoded again. Every sample comes through "
+        "this decoder, so no row can be expected to be nearer to the data; its band error may be lower all the same, "
+        "where noise stands in for details. Teacher: sampled as the rows are, on the same prompts and noise.</p>"
+    )
+
+
+def _effects(result: Mapping[str, Any]) -> str:
     """How much of the error each part takes away."""
+    found, spread, improved = result["effects"], result.get("effects_spread", {}), result.get("improved", {})
     columns = list(found["all"])
     called = {"paper_fid": "paper<br>FID"} | {name: f"ours<br>{escape(said)}" for name, said in COLUMNS.items()}
     lines = [f"<tr><th></th>{''.join(f'<th class=number>{called[name]}</th>' for name in columns)}</tr>"]
     for part, changes in found.items():
         label = "all three, against none" if part == "all" else PARTS[part]
-        cells = "".join(f"<td class='number'>{html.change(changes[name])}</td>" for name in columns)
+        cells = "".join(
+            f"<td class='number'>{html.change(changes[name], spread.get(part, {}).get(name))}"
+            f"{_helped(improved.get(part, {}), name)}</td>"
+            for name in columns
+        )
         lines.append(f"<tr><th>{label}</th>{cells}</tr>")
     said = "Mean change of each error over the four pairs of rows that differ in that part alone; below 0, it helps."
+    if improved:
+        said += " ± is its standard deviation over the seeds; below stands in how many of their pairs it helps."
+    more = f"<p style='margin-top:.8rem'>{escape(claim(result))}</p>" if improved else ""
     table = f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"
-    return f"<h2>What each part changes</h2><p class='soft'>{said}</p>{table}"
+    return f"<h2>What each part changes</h2><p class='soft'>{said}</p>{table}{more}"
+
+
+def _helped(counts: Mapping[str, int], name: str) -> str:
+    return f"<br><span class='better'>{counts[name]} of {counts['pairs']}</span>" if name in counts else ""
 
 
 def _order(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -99,7 +99,8 @@ def said(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def change(share: float) -> str:
-    """A relative change in whole percent, such as "−12 %"."""
+def change(share: float, spread: float | None = None) -> str:
+    """A relative change in whole percent, and its spread: "−12 %", or "−12 ± 3 %"."""
     percent = round(100 * share)
-    return f"{percent:+d} %".replace("-", "−") if percent else "0 %"
+    said = f"{percent:+d}".replace("-", "−") if percent else "0"
+    return f"{said} %" if spread is None else f"{said} ± {round(100 * spread)} %"
