@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from .errors import SpectralError
 
-#: Version of the JSON that a reader knows; it refuses a higher one. Models without stages are written as version 1.
+#: Version of the JSON that a reader knows; it refuses a higher one. What older readers know is written as the version
+#: that they know: 1, with stages 2, with a first stage of other than 32 groups 3.
 FORMAT_VERSION = 3
 
 #: No size, count or step of a model comes near it.

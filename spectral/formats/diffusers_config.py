@@ -35,6 +35,9 @@ def read_first_stage(settings: Settings) -> tuple[FirstStageConfig, float]:
     widths = settings.integers("block_out_channels")
     if any(width % widths[0] for width in widths):
         settings.refuse("block_out_channels", "multiples of the first one")
+    groups = settings.integer("norm_num_groups", 32)
+    if widths[0] % groups:
+        settings.refuse("norm_num_groups", f"a divisor of the first of block_out_channels, {widths[0]}")
     down, up = (
         settings.blocks(key, options, len(widths))
         for key, options in zip(("down_block_types", "up_block_types"), _STAGE_BLOCKS, strict=True)
@@ -58,7 +61,7 @@ def read_first_stage(settings: Settings) -> tuple[FirstStageConfig, float]:
         in_channels=settings.integer("in_channels", 3),
         out_ch=settings.integer("out_channels", 3),
         n_embed=settings.integer("num_vq_embeddings", 256) if kind == "vq" else None,
-        norm_groups=settings.integer("norm_num_groups", 32),
+        norm_groups=groups,
     )
     return config, settings.number("scaling_factor", 0.18215 if kind == "kl" else 1.0)
 

@@ -118,18 +118,19 @@ def as_tensor(config: ModelConfig) -> Tensor:
 def _description(config: ModelConfig) -> str:
     """The versioned JSON."""
     description = to_dict(config)
-    if not config.schedule.zero_terminal_snr:  # so that readers who do not know the setting read all other files
+    # What is left out is so that readers who do not know the setting read all other files.
+    if not config.schedule.zero_terminal_snr:
         del description["schedule"]["zero_terminal_snr"]
     staged = config.unet is not None and config.unet.stages is not None
     description["version"] = 2 if staged else 1
-    if not staged and description["unet"] is not None:  # likewise
+    if not staged and description["unet"] is not None:
         del description["unet"]["stages"]
     first_stages = [description["first_stage"]]
     if staged:
         first_stages += [boundary["autoencoder"] for boundary in description["unet"]["stages"]["boundaries"]]
-    for stage in filter(None, first_stages):  # likewise
-        if stage["norm_groups"] == 32:
-            del stage["norm_groups"]
+    for first_stage in filter(None, first_stages):
+        if first_stage["norm_groups"] == 32:
+            del first_stage["norm_groups"]
         else:
             description["version"] = 3
     if config.few_steps is None:  # likewise
