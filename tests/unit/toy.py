@@ -88,6 +88,9 @@ class Numbers(MapData):
     def __init__(self, length: int = 10) -> None:
         super().__init__(DataConfig(), "numbers", [""] * length, [""] * length)
 
+    def key(self, index: int) -> str:
+        return str(index)
+
     def load(self, plan: Plan, seed: int, mirrored: bool = True) -> Loaded:
         return Loaded({"index": torch.tensor([index for _, index in plan.items])}, [])
 

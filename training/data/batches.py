@@ -57,11 +57,11 @@ class Data(ABC):
     Args:
         config: what was asked for.
         source: what to call it in a sentence.
-        captions, subgroups: of every sample, the subgroup being the name of its class; None for a stream.
-        also: what else samples may be called, by their places; only of those that have several captions, and where the
-            configuration wants them.
+        captions, subgroups: of every sample, the first caption, and the name of its class; None for a stream.
+        also: other captions of the samples that have several, by their places.
 
     Attributes:
+        also: the same; empty where the configuration wants the first captions alone.
         made_by: SHA-256 of the teacher that imagined the samples; None for images, and for latents of images.
     """
 
@@ -77,7 +77,7 @@ class Data(ABC):
     ) -> None:
         self.config, self.source = config, source
         self.captions, self.subgroups = captions, subgroups
-        self.also = also if also is not None and config.captions == "all" else {}
+        self.also: Mapping[int, tuple[str, ...]] = (also or {}) if config.captions == "all" else {}
 
     @property
     def count(self) -> int | None:
@@ -117,9 +117,13 @@ class MapData(Data):
     def __len__(self) -> int:
         return len(self.captions)
 
-    def caption(self, index: int, seed: int, epoch: int, key: str) -> str:
+    def caption(self, index: int, seed: int, epoch: int) -> str:
         """What a sample is called in one epoch."""
-        return drawn(self.captions[index], self.also.get(index, ()), seed, epoch, key)
+        return drawn((self.captions[index], *self.also.get(index, ())), seed, epoch, self.key(index))
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """The name of a sample."""
 
     @property
     @abstractmethod

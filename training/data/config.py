@@ -31,7 +31,8 @@ class DataConfig:
         max_corrupt: images that cannot be read are left out; a run stops when there are more of them than this number,
             or, below 1, than this share of the data (of a stream, of what has been seen of it), or of 1000 images where
             there are fewer, but then than a quarter of them.
-        captions: of samples that have several, one is drawn from "all" each time; or it is always the "first".
+        captions: which is shown of the captions of a sample that has several: "all", one of them drawn anew in every
+            epoch; or always the "first".
         shuffle: samples that each lane of a stream holds back to mix their order.
         lanes: parts of a stream, over all processes, each of which gives whole batches in its turn; the order of a
             stream depends on their number, and not on that of the workers.

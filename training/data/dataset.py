@@ -17,7 +17,7 @@ from .latents_folder import CachedLatents, is_cache
 from .records import Record
 from .streams import Stream
 
-#: The emoji that ship with the kit (see `training/emoji.py` for how they are made).
+#: The emoji that ship with the kit (see `datasets/emoji.py` for how they are made).
 EMOJI64 = Path(__file__).parent.parent / "datasets" / "emoji64.tar"
 #: Groups that a sentence names.
 MOST_GROUPS = 20

@@ -105,12 +105,12 @@ class Images(MapData):
             if sample is None:
                 return Loaded(None, corrupt)
             samples.append(sample)
-        batch = self._batch(samples)
-        batch["caption"] = [
-            self.caption(index, seed, epoch, self.records[index].key)
-            for (epoch, _), (index, _) in zip(plan.items, samples, strict=True)
-        ]
-        return Loaded(batch, corrupt)
+        shown = zip(plan.items, samples, strict=True)
+        captions = [self.caption(index, seed, epoch) for (epoch, _), (index, _) in shown]
+        return Loaded(self._batch(samples) | {"caption": captions}, corrupt)
+
+    def key(self, index: int) -> str:
+        return self.records[index].key
 
     def _batch(self, samples: list[tuple[int, Pixels]]) -> Batch:
         indices = [index for index, _ in samples]

@@ -29,6 +29,7 @@ from .contexts import class_numbers
 from .dataset import EMOJI64
 from .latents_writing import WriteOptions, begin, finish, new_index, stored, write_shard
 from .order import Permutations
+from .records import Said
 
 
 class Wish(NamedTuple):
@@ -214,7 +215,7 @@ def wishes_of(
     Args:
         conditioning: of the teacher.
         prompts: a text file with a caption, or a class by name or number, on every line.
-        data: folder, shards or latents, as `data.path` of a run, of which the captions or classes are taken.
+        data: folder, shards or latents, as `data.path` of a run, of which all captions, or the classes, are taken.
         subgroups: of `data`: only these.
 
     Raises:
@@ -256,17 +257,17 @@ def _class_name(conditioning: ConditioningConfig, number: int) -> str:
 
 
 def _of_data(conditioning: ConditioningConfig, path: str, subgroups: Sequence[str]) -> list[Wish]:
-    told = [(caption, groups) for caption, groups in told_of(path) if records.chosen(groups, subgroups)]
+    told = [(captions, groups) for captions, groups in told_of(path) if records.chosen(groups, subgroups)]
     if not told:
         raise SpectralError(f"{path} holds no captions of the groups {', '.join(subgroups)}.")
     if conditioning.kind == "text":
-        return [Wish(caption, caption, groups) for caption, groups in told]
+        return [Wish(caption, caption, groups) for captions, groups in told for caption in captions]
     numbers = class_numbers(conditioning, [groups[-1] for _, groups in told])
-    return [Wish(_class_name(conditioning, numbers[groups[-1]]), caption, groups) for caption, groups in told]
+    return [Wish(_class_name(conditioning, numbers[groups[-1]]), captions[0], groups) for captions, groups in told]
 
 
-def told_of(path: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Caption and groups of every sample of a data set; no image is read.
+def told_of(path: str) -> list[Said]:
+    """Captions and groups of every sample of a data set; no image is read.
 
     Raises:
         SpectralError: as `open_data`; or it is a stream.
@@ -277,6 +278,6 @@ def told_of(path: str) -> list[tuple[str, tuple[str, ...]]]:
     if latents_folder.is_cache(place):
         about = latents_folder.read_index(place)
         lines = [line for shard in about["shards"] for line in latents_folder.read_lines(place, shard)]
-        return [(line.caption, line.groups) for line in lines]
+        return [Said((line.caption, *line.also), line.groups) for line in lines]
     found = records.in_folder(place) if place.is_dir() else shards.in_shards(shards.named(str(place)))
-    return [(record.caption, record.groups) for record in found]
+    return [Said((record.caption, *record.also), record.groups) for record in found]

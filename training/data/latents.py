@@ -67,9 +67,8 @@ class Latents(MapData):
         framing = Framing(flip=self.config.flip and mirrored, seed=seed)
         items = [(epoch, self.shown(index)) for epoch, index in plan.items]
         rows = [self.row(index, framing.draw(self.key(index), epoch)[1]) for epoch, index in items]
-        batch = self._batch([index for _, index in items], rows)
-        batch["caption"] = [self.caption(index, seed, epoch, self.key(index)) for epoch, index in items]
-        return Loaded(batch, [])
+        captions = [self.caption(index, seed, epoch) for epoch, index in items]
+        return Loaded(self._batch([index for _, index in items], rows) | {"caption": captions}, [])
 
     def shown(self, index: int) -> int:
         """The sample that is given in the place of one: itself, unless it could not be read."""
@@ -89,10 +88,6 @@ class Latents(MapData):
             "caption": [self.captions[index] for index in indices],
             "label": [self.subgroups[index] for index in indices],
         }
-
-    @abstractmethod
-    def key(self, index: int) -> str:
-        """The name of a sample."""
 
     @abstractmethod
     def row(self, index: int, flipped: bool) -> Tensor:

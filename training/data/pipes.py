@@ -33,16 +33,15 @@ class Raw(NamedTuple):
         key: its name.
         name: what to call it in a sentence.
         content: of the image file.
-        caption, groups, also: what is said of it.
+        captions, groups: what is said of it.
         epoch: how often its shard has been read before.
     """
 
     key: str
     name: str
     content: bytes
-    caption: str
+    captions: tuple[str, ...]
     groups: tuple[str, ...]
-    also: tuple[str, ...]
     epoch: int
 
 
@@ -58,10 +57,9 @@ def samples(command: str, subgroups: Sequence[str], epoch: int) -> Iterator[Raw]
         assert process.stdout is not None
         try:
             for name, content, files in _groups(tar.Archive(process.stdout, seekable=False)):
-                caption, groups, also = described(name, files)
-                assert caption is not None  # there is always one in a shard
+                captions, groups = described(name, files)
                 if chosen(groups, subgroups):
-                    yield Raw(name, f"{name} of pipe:{command}", content, caption, groups, also, epoch)
+                    yield Raw(name, f"{name} of pipe:{command}", content, captions, groups, epoch)
         except (tar.ArchiveError, ValueError) as error:
             if not process.stdout.read(1):  # it has ended, and says why; what still writes is no archive
                 _check_exit(process, command, said)

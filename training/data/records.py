@@ -21,11 +21,10 @@ _CAPTIONS, _LABELS = ("caption", "text", "prompt"), ("subgroup", "label", "class
 
 
 class Said(NamedTuple):
-    """What is said of a sample: its caption, None for none; its groups, as `Record` has them; and other captions."""
+    """What is said of a sample: its captions, none twice, and its groups, as `Record` has them; either may be empty."""
 
-    caption: str | None
-    groups: tuple[str, ...]
-    also: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Record:
         caption: in words.
         groups: from the widest to the narrowest; the last one is the class.
         member: what a shard calls the image; "" for a file of its own.
-        also: what else it may be called.
+        also: its other captions.
     """
 
     key: str
@@ -68,26 +67,31 @@ def chosen(groups: Sequence[str], patterns: Sequence[str]) -> bool:
     )
 
 
-def drawn(caption: str, also: Sequence[str], seed: int, epoch: int, key: str) -> str:
-    """One of a sample's captions, for one epoch: a pure function."""
-    return random.Random(f"{seed} {epoch} caption {key}").choice((caption, *also)) if also else caption
+def drawn(captions: Sequence[str], seed: int, epoch: int, key: str) -> str:
+    """One of a sample's captions, for one epoch: all are equally likely; a pure function."""
+    return random.Random(f"{seed} {epoch} caption {key}").choice(captions) if len(captions) > 1 else captions[0]
 
 
 def said_of(about: Mapping[str, Any]) -> Said:
-    """What a description of an image says: "captions" are a list, and a single one before them is the first."""
-    caption = next((about[name] for name in _CAPTIONS if isinstance(about.get(name), str)), None)
+    """What a description of an image says: the first of _CAPTIONS that it has, then the list "captions".
+
+    Of the list, what is no text, or blank, is left out; a mere text in its place (a table in CSV has no lists) is one
+    caption.
+    """
+    captions = [about[name] for name in _CAPTIONS if isinstance(about.get(name), str)][:1]
     listed = about.get("captions")
-    several = [entry for entry in listed if isinstance(entry, str)] if isinstance(listed, list) else []
-    own = list(dict.fromkeys([*([] if caption is None else [caption]), *several]))
-    label = next((str(about[name]) for name in _LABELS if about.get(name) is not None), None)
+    listed = [listed] if isinstance(listed, str) else listed
+    if isinstance(listed, list):
+        captions += [entry for entry in listed if isinstance(entry, str) and entry.strip()]
     groups = [str(about["group"])] if about.get("group") is not None else []
-    return Said(own[0] if own else None, (*groups, *([label] if label is not None else [])), tuple(own[1:]))
+    groups += [str(about[name]) for name in _LABELS if about.get(name) is not None][:1]
+    return Said(tuple(dict.fromkeys(captions)), tuple(groups))
 
 
 def in_folder(folder: Path) -> list[Record]:
     """The images of a folder and the folders in it, in the order of their paths.
 
-    The caption is the one that a metadata file gives, else a .txt beside the image, else its name in words. The class
+    The captions are those that a metadata file gives, else a .txt beside the image, else its name in words. The class
     is what a metadata file gives, else the sub-folder.
 
     Raises:
@@ -98,12 +102,12 @@ def in_folder(folder: Path) -> list[Record]:
     described = _metadata(folder) if files else {}
     records = []
     for file in files:
-        caption, groups, also = described.pop(file, Said(None, ()))
-        if caption is None:
+        captions, groups = described.pop(file, Said())
+        if not captions:
             beside = file.with_suffix(".txt")
-            caption = read_text(beside).strip() if beside in texts else in_words(file.stem)
-        key = file.relative_to(folder).as_posix()
-        records.append(Record(key, file, 0, _size(file), caption, groups or (file.parent.name,), also=also))
+            captions = (read_text(beside).strip() if beside in texts else in_words(file.stem),)
+        key, groups = file.relative_to(folder).as_posix(), groups or (file.parent.name,)
+        records.append(Record(key, file, 0, _size(file), captions[0], groups, also=captions[1:]))
     for missing in described:
         raise SpectralError(
             f"{missing} is described in the metadata of {folder}, but is no image there; restore it, or remove its row."

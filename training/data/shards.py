@@ -102,10 +102,9 @@ def _index(path: Path, archive: tar.Archive) -> list[Record]:
     records = []
     for name in sorted(images):
         stem, _ = split(name)
-        caption, groups, also = described(name, descriptions.get(stem, {}))
-        member = images[name]
-        assert caption is not None  # there is always one in a shard
-        records.append(Record(f"{path.name}/{name}", path, member.offset, member.size, caption, groups, name, also))
+        (caption, *also), groups = described(name, descriptions.get(stem, {}))
+        place = path, images[name].offset, images[name].size
+        records.append(Record(f"{path.name}/{name}", *place, caption, groups, name, tuple(also)))
     return records
 
 
@@ -116,7 +115,10 @@ def split(name: str) -> tuple[str, str]:
 
 
 def described(name: str, files: Mapping[str, bytes]) -> Said:
-    """What the files beside the image `name` say of it, by suffix; its own name is its caption where they say none.
+    """What the files beside the image `name` say of it, by suffix; there always are a caption and a group.
+
+    The .txt is the first caption, in the place of the .json's own, before the list "captions" there; where none of them
+    gives any, the name is the caption.
 
     Raises:
         ValueError: one of them is not what its suffix says.
@@ -126,12 +128,12 @@ def described(name: str, files: Mapping[str, bytes]) -> Said:
     if not isinstance(about, dict):
         raise ValueError(f"{stem}.json should hold an object, not {type(about).__name__}")
     if ".txt" in files:
-        about |= {"caption": _text(files[".txt"], f"{stem}.txt")}
-    caption, groups, also = said_of(about)
+        about["caption"] = _text(files[".txt"], f"{stem}.txt")
+    captions, groups = said_of(about)
     if ".cls" in files:
         groups = (*groups[:1], _text(files[".cls"], f"{stem}.cls"))
     path = PurePosixPath(name)
-    return Said(path.stem if caption is None else caption, groups or (path.parent.name,), also)
+    return Said(captions or (path.stem,), groups or (path.parent.name,))
 
 
 def _text(content: bytes, name: str) -> str:

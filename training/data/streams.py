@@ -70,7 +70,7 @@ class Stream(Data):
                 continue
         if not found:
             raise SpectralError(f"No image of the first shard of {self.source} can be read; check the data.")
-        return _batch(found)
+        return _batch(found, [raw.captions[0] for raw, _ in found])
 
     def recall(self, folder: Path | None) -> None:
         self.counts = ShardCounts(None if folder is None else folder / "shards.jsonl")
@@ -162,11 +162,12 @@ class Lane:
         good = [sample for sample in found if sample is not None]
         if len(good) < len(found):
             return Loaded(None, corrupt, None, counted)
-        batch, several = _batch(good), self.data.config.captions == "all"
-        batch["caption"] = [
-            drawn(raw.caption, raw.also if several else (), self.seed, raw.epoch, raw.key) for raw, _ in good
-        ]
-        return Loaded(batch, corrupt, None, counted)
+        return Loaded(_batch(good, [self._caption(raw) for raw, _ in good]), corrupt, None, counted)
+
+    def _caption(self, raw: Raw) -> str:
+        """What a sample is called in its epoch."""
+        captions = raw.captions[:1] if self.data.config.captions == "first" else raw.captions
+        return drawn(captions, self.seed, raw.epoch, raw.key)
 
     def _next_block(self) -> Iterator[tuple[Size, list[Raw]]]:
         """Batches not yet decoded: one; or, with buckets, several sorted by aspect, in any order."""
@@ -260,9 +261,9 @@ def _decoded(raw: Raw, size: Size, framing: Framing) -> Pixels:
     return pictures.framed(pixels, size, framing, raw.key, raw.epoch)
 
 
-def _batch(found: Sequence[tuple[Raw, Pixels]]) -> Batch:
+def _batch(found: Sequence[tuple[Raw, Pixels]], captions: list[str]) -> Batch:
     return {
         "image": torch.from_numpy(np.stack([pixels for _, pixels in found])),
-        "caption": [raw.caption for raw, _ in found],
+        "caption": captions,
         "label": [raw.groups[-1] for raw, _ in found],
     }

@@ -22,12 +22,14 @@ from ..data.order import Plan
 
 
 def open_reference(config: DataConfig, side: int) -> Images:
-    """The images that `config` names as squares of a side, from their centres, none of them in memory.
+    """The images that `config` names as squares of a side, from their centres, none of them in memory, each with its
+    first caption: the prompts, and what scores of data and samples compare them with, are the same.
 
     Raises:
         SpectralError: it names a stream or cached latents, or there are no images.
     """
-    return open_images(replace(config, size=side, crop="centre", flip=False, buckets=False, cache="off"))
+    plain = replace(config, size=side, crop="centre", flip=False, buckets=False, cache="off", captions="first")
+    return open_images(plain)
 
 
 def look_through(data: Images, batch: int, log: Path) -> Iterator[tuple[Tensor, list[str]]]:
