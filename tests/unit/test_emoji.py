@@ -17,22 +17,23 @@ from spectral_diffusion.training import cli
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.data.dataset import open_images
 from spectral_diffusion.training.datasets import emoji
+from spectral_diffusion.training.datasets.packing import is_held_out
 
 
-def entry(code: str, caption: str, group: str = "food-drink", skintone: str = "") -> dict[str, Any]:
+def entry(code: str, caption: str, group: str = "food-drink", skintone: str = "", tags: str = "") -> dict[str, Any]:
     return {
         "hexcode": code,
         "annotation": caption,
         "group": group,
         "subgroups": "food-fruit",
-        "tags": "",
+        "tags": tags,
         "skintone": skintone,
         "emoji": "",
     }
 
 
 ENTRIES = [
-    entry("1F34E", "red apple"),
+    entry("1F34E", "red apple", tags="apple, fruit , red,, tree"),
     entry("1F34B-FE0F", "lemon"),
     entry("1F44B-1F3FB", "waving hand: light skin tone", skintone="1"),
     entry("1F1E9-1F1EA", "flag: Germany", group="flags"),
@@ -47,8 +48,9 @@ def picture(colour: tuple[int, int, int, int], size: tuple[int, int] = (32, 32))
     return buffer.getvalue()
 
 
+FIRST = "package/assets/1f34e.webp"
 PICTURES = {
-    "package/assets/1f34e.webp": picture((200, 0, 0, 255)),
+    FIRST: picture((200, 0, 0, 255)),
     "package/assets/1f34b.webp": picture((250, 250, 0, 0), (32, 64)),
     "package/assets/1f44b-1f3fb.webp": picture((0, 0, 0, 255)),
     "package/assets/1f1e9-1f1ea.webp": picture((0, 0, 0, 255)),
@@ -94,11 +96,61 @@ def test_the_same_packages_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
 
 
+def described(path: Path) -> dict[str, dict[str, Any]]:
+    """Code point → what is said of it in a shard."""
+    with tarfile.open(path) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive if member.name.endswith(".json")}
+        return {name.removesuffix(".json"): json.load(file) for name, file in files.items() if file is not None}
+
+
+def test_several_captions_of_each(tmp_path: Path) -> None:
+    pictures, names = packages(tmp_path)
+    emoji.build(tmp_path / "one.tar", 16, pictures, names)
+    emoji.build(tmp_path / "several.tar", 16, pictures, names, captions=True)
+    plain, found = described(tmp_path / "one.tar"), described(tmp_path / "several.tar")
+    captions = {code: about.pop("captions") for code, about in found.items()}
+    assert found == plain and plain["1f34e"]["tags"] == "apple, fruit , red,, tree"
+    assert captions["1f34e"] == ["red apple", "red apple, fruit, tree", "red fruit", "red tree"]
+    assert captions["1f34b"] == ["lemon"]  # nothing of it is opaque
+    data = open_images(DataConfig(str(tmp_path / "several.tar"), size=16))
+    assert list(data.captions) == ["lemon", "red apple"] and data.also == {1: tuple(captions["1f34e"][1:])}
+
+
+def test_emoji_held_out(tmp_path: Path) -> None:
+    """By their code points, whatever is made of them."""
+    codes = [f"1F{number:03X}" for number in range(0x300, 0x328)]
+    pictures = package(tmp_path / "p.tgz", {f"package/assets/{c.lower()}.webp": PICTURES[FIRST] for c in codes})
+    entries = [entry(code, f"thing {code}") for code in codes]
+    names = package(tmp_path / "n.tgz", {"package/data/openmoji.json": json.dumps(entries).encode()})
+    held = []
+    for size, captions in ((8, False), (16, True)):
+        out = tmp_path / f"{size}.tar"
+        counts = emoji.build(out, size, pictures, names, 0.25, captions)
+        apart = described(tmp_path / f"{size}-held-out.tar")
+        assert counts["held_out"]["images"] == len(apart) and counts["images"] + len(apart) == 40
+        assert described(out).keys() | apart.keys() == {code.lower() for code in codes}
+        held.append(set(apart))
+    assert held[0] == held[1] == {code.lower() for code in codes if is_held_out(code.lower(), 0.25)} != set()
+
+
 def test_the_command_says_what_it_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, names = packages(tmp_path)
     given = ["--out", str(tmp_path / "emoji.tar"), "--pictures", str(pictures), "--names", str(names), "--size", "8"]
     assert cli.main(["data", "emoji", *given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
+    assert cli.main(["data", "emoji", *given, "--held-out", "0.000001"]) == 2
+    assert "--held-out is 1e-06, which leaves nothing for emoji-held-out.tar" in capsys.readouterr().err
+    assert cli.main(["data", "emoji", *given, "--captions"]) == 0 and len(described(tmp_path / "emoji.tar")) == 2
+    assert "captions" in described(tmp_path / "emoji.tar")["1f34e"]
+
+
+@pytest.mark.parametrize("share", ["-1", "1", "nan"])
+def test_a_share_that_is_none_is_refused_before_anything_is_fetched(
+    share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["data", "emoji", f"--held-out={share}", "--out", str(tmp_path / "e.tar")]) == 2
+    assert f"--held-out is {share}" in capsys.readouterr().err
 
 
 def test_pictures_of_no_size_are_refused_before_anything_is_fetched(
@@ -140,7 +192,8 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
 
 def test_names_that_are_not_as_expected_are_a_sentence(tmp_path: Path) -> None:
     pictures, _ = packages(tmp_path)
-    for content in (b"{not json", b'[{"hexcode": "1F34E"}]', b'["1F34E"]'):
+    listed = json.dumps([entry("1F34E", "red apple") | {"tags": ["apple"]}]).encode()
+    for content in (b"{not json", b'[{"hexcode": "1F34E"}]', b'["1F34E"]', listed):
         names = package(tmp_path / "names.tgz", {"package/data/openmoji.json": content})
         with pytest.raises(SpectralError, match=r"openmoji\.json of .*names\.tgz is not as expected"):
             emoji.build(tmp_path / "emoji.tar", 16, pictures, names)

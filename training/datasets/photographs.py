@@ -6,29 +6,34 @@ every sample carries its author and licence, from the package's copyright file.
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ...spectral.errors import SpectralError
 from . import packing
 from .packing import Sample
 
 PACKAGE = "endless-sky-data"
+#: The photographs' height, the lesser of their sides, in pixels.
+HEIGHT = 360
 #: Where the squares of a photograph begin, as parts of what is left of its width and height.
 PLACES = tuple((x / 4, float(y)) for y in (0, 1) for x in range(5))
-#: Those whose names their files have in place of the scene's.
-PHOTOGRAPHERS = ("bwerner", "dmottl", "mfield", "myrabella")
+#: What photographs show whose files are named for who made them or gave them away.
+SCENES = {
+    **dict.fromkeys(("bwerner", "dmottl", "mfield", "myrabella"), "landscape"),
+    **dict.fromkeys(("nasa", "earthrise"), "space"),
+    "loc": "industrial",  # the Library of Congress
+}
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,20 @@ def build(
         As `packing.write`.
 
     Raises:
-        SpectralError: a program is missing or fails, or the package does not hold what is expected.
+        SpectralError: a program is missing or fails, or the package does not hold what is expected; or as
+            `packing.check`.
     """
-    if not 1 <= size <= cut <= 360:
+    if not 1 <= size <= cut <= HEIGHT:
         raise SpectralError(
-            f"--size is {size} and --cut {cut}; expected 1 ≤ size ≤ cut ≤ 360, the photographs' height."
+            f"--size is {size} and --cut {cut}; expected 1 ≤ size ≤ cut ≤ {HEIGHT}, the photographs' height."
         )
+    packing.check(out, held_out)
     with tempfile.TemporaryDirectory() as folder:
-        package = package or _apt_get(Path(folder))
-        photographs, terms = _read(package)
-    if not photographs:
-        raise SpectralError(f"{package} holds no images/land/*.jpg; expected Debian's package {PACKAGE}.")
-    parts = packing.each(lambda name: list(_samples(name, photographs[name], terms, cut, size)), sorted(photographs))
-    return packing.write(out, (sample for part in parts for sample in part), held_out)
+        photographs, terms = _read(package or _apt_get(Path(folder)))
+    rights = {name: rights_of(f"images/land/{name}.jpg", terms) for name in photographs}
+    return packing.write(
+        out, photographs, lambda name: _samples(name, photographs[name], rights[name], cut, size), held_out
+    )
 
 
 def _apt_get(folder: Path) -> Path:
@@ -80,18 +86,25 @@ def _apt_get(folder: Path) -> Path:
     found = sorted(folder.glob("*.deb"))
     if result.returncode or not found:
         reason = (result.stderr.strip() or "no message").splitlines()[-1]
-        raise SpectralError(f"apt-get could not fetch {PACKAGE} ({reason}); check the network, or give its .deb.")
+        raise SpectralError(
+            f"apt-get could not fetch {PACKAGE} ({reason}); check the network, or give its .deb with --package."
+        )
     return found[0]
 
 
 def _read(package: Path) -> tuple[dict[str, bytes], list[Terms]]:
-    """The photographs of a .deb by their names, and the terms of all its files."""
+    """The photographs of a .deb by their names, and the terms of all its files.
+
+    Raises:
+        SpectralError: dpkg-deb is missing, the file is no .deb, or lacks photographs or copyright file.
+    """
     if shutil.which("dpkg-deb") is None:
-        raise SpectralError(f"dpkg-deb is needed to open {package}; install the package dpkg.")
+        raise SpectralError(f"dpkg-deb is needed to open {package.name}; install the package dpkg.")
+    result = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], capture_output=True)
     try:
-        result = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], capture_output=True)
         if result.returncode:
-            raise tarfile.TarError((result.stderr.decode(errors="replace").strip() or "no message").splitlines()[-1])
+            said = result.stderr.decode(errors="replace").strip() or "no message"
+            raise tarfile.TarError(said.splitlines()[-1])
         with tarfile.open(fileobj=io.BytesIO(result.stdout)) as archive:
             files = {PurePosixPath(member.name): member for member in archive if member.isfile()}
             photographs = {
@@ -99,10 +112,13 @@ def _read(package: Path) -> tuple[dict[str, bytes], list[Terms]]:
                 for path, member in files.items()
                 if path.suffix == ".jpg" and path.parts[-3:-1] == ("images", "land")
             }
-            rights = [member for path, member in files.items() if path.name == "copyright"]
-            return photographs, terms_of(_content(archive, rights[0]).decode()) if rights else []
-    except (OSError, UnicodeDecodeError, tarfile.TarError) as error:
+            copyrights = [_content(archive, files[path]).decode() for path in files if path.name == "copyright"]
+    except (UnicodeDecodeError, tarfile.TarError) as error:
         raise SpectralError(f"{package} cannot be read as a Debian package: {error}.") from error
+    for found, what in ((photographs, "images/land/*.jpg"), (copyrights, "copyright file")):
+        if not found:
+            raise SpectralError(f"{package.name} holds no {what}; expected Debian's package {PACKAGE}.")
+    return photographs, terms_of(copyrights[0])
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -112,42 +128,62 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def terms_of(copyright_file: str) -> list[Terms]:
-    """The stanzas about files of a Debian copyright file (DEP 5)."""
+    """The stanzas about files of a Debian copyright file (DEP 5); those that name no licence are left out."""
     found = []
-    for stanza in re.split(r"\n\s*\n", copyright_file):
-        fields = dict(re.findall(r"^(\S+):(.*(?:\n[ \t].*)*)", stanza, flags=re.MULTILINE))
-        if "Files" in fields and "License" in fields:
+    for stanza in re.split(r"\n[ \t]*\n", copyright_file):
+        fields = dict(re.findall(r"^([^\s:]+):(.*(?:\n[ \t].*)*)", stanza, flags=re.MULTILINE))
+        licence = fields.get("License", "").partition("\n")[0].strip()
+        if "Files" in fields and licence:
             author = " ".join(fields.get("Copyright", "").split())
-            license_name = fields["License"].strip().splitlines()[0]
-            found.append(Terms(tuple(fields["Files"].split()), author, license_name))
+            found.append(Terms(tuple(fields["Files"].split()), author, licence))
     return found
 
 
-def rights(path: str, terms: list[Terms]) -> Terms:
-    """The terms of a file: those of the last stanza that is about it.
+def rights_of(path: str, terms: Sequence[Terms]) -> Terms:
+    """The terms of a file: those of the last stanza that is about it, as DEP 5 has it.
+
+    But names that end in their photographer, NAME-WHO.jpg, are that photographer's: the package's short patterns, such
+    as mountain1*, also match mountain17-harro.jpg.
 
     Raises:
         SpectralError: none is.
     """
-    for entry in reversed(terms):
-        if any(fnmatch.fnmatchcase(path, pattern) for pattern in entry.patterns):
-            return entry
+    photographer = re.search(r"-(\w+)\.", path)
+    own = f"{PurePosixPath(path).parent}/*-{photographer[1]}*" if photographer else ""
+    for stanzas in ([stanza for stanza in terms if own in stanza.patterns], terms):
+        for stanza in reversed(stanzas):
+            if any(matches(path, pattern) for pattern in stanza.patterns):
+                return stanza
     raise SpectralError(
         f"The copyright file of {PACKAGE} says nothing of {path}; a picture without a licence is not used."
     )
 
 
-def _samples(name: str, content: bytes, terms: list[Terms], cut: int, size: int) -> Iterator[Sample]:
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern of DEP 5 is about a file: "*" is any text, slashes too, "?" any character, "\\" takes both."""
+    pieces = re.findall(r"\\.|.", pattern, flags=re.DOTALL)
+    wild: Mapping[str, str] = {"*": ".*", "?": "."}
+    expression = "".join(wild.get(piece) or re.escape(piece[-1]) for piece in pieces)
+    return re.fullmatch(expression, path, flags=re.DOTALL) is not None
+
+
+def _samples(name: str, content: bytes, rights: Terms, cut: int, size: int) -> list[Sample]:
     """The squares of a photograph."""
-    own = rights(f"images/land/{name}.jpg", terms)
-    scene = re.sub(r"\d.*", "", name)
-    scene = "landscape" if scene in PHOTOGRAPHERS else scene
-    about = {"caption": scene, "group": scene, "author": own.author, "license": own.license}
     try:
         picture = Image.open(io.BytesIO(content)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise SpectralError(f"{name}.jpg in {PACKAGE} cannot be read as an image.") from error
+    if min(picture.size) < cut:
+        raise SpectralError(
+            f"{name}.jpg in {PACKAGE} has {picture.width} × {picture.height} pixels; expected at least --cut = {cut} "
+            "in both."
+        )
+    scene = re.sub(r"\d.*", "", name)
+    scene = SCENES.get(scene, scene)
+    about = {"caption": scene, "group": scene, "author": rights.author, "license": rights.license}
+    found = []
     for number, (x, y) in enumerate(PLACES):
         left, top = round(x * (picture.width - cut)), round(y * (picture.height - cut))
         square = picture.crop((left, top, left + cut, top + cut)).resize((size, size), Image.Resampling.LANCZOS)
-        yield Sample(f"{name}-{number}", packing.webp(square), about, name)
+        found.append(Sample(f"{name}-{number}", packing.webp(square), about))
+    return found
