@@ -33,9 +33,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command("demo", "distil a small student from the default teacher and compare their spectra (minutes)"),
-    "data": Command(
-        "data.__main__", "cache latents, let a teacher make them, or build the emoji that ship with the kit"
-    ),
+    "data": Command("data.__main__", "cache latents, let a teacher make them, or build a set of emoji or photographs"),
     "train-autoencoder": Command("train_autoencoder", "train an LDM first stage"),
     "train-teacher": Command("train_teacher", "train a small latent diffusion teacher"),
     "distill": Command("distill", "distil a wavelet-gated student from a teacher"),

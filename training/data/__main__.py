@@ -1,5 +1,5 @@
-"""The command `data`: build a data set that ships with the kit, cache latents of one, let a teacher make them, or
-measure what stages do to it."""
+"""The command `data`: build a set of emoji or photographs, cache latents of images, let a teacher make them, or measure
+what stages do to the data of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def main(argv: Sequence[str]) -> None:
 
 def build_emoji(argv: Sequence[str]) -> None:
     """The command `data emoji`."""
-    parser = cli.Parser("data emoji", "Build a set of emoji with captions from the packages that they come from.")
+    parser = cli.Parser("data emoji", "Build a set of emoji with captions; without options, the one that ships.")
     parser.add_argument("--out", type=Path, default=Path("emoji64.tar"), help="the WebDataset shard to write")
     parser.add_argument("--size", type=int, default=64, help="side of the square images, in pixels")
     parser.add_argument(
-        "--held-out", type=float, default=0.0, help="share of the emoji that go to NAME-held-out.tar instead"
+        "--held-out", type=float, default=0.0, help="share of the emoji that go to NAME-held-out.tar instead, 0 to 1"
     )
-    parser.add_argument("--captions", action="store_true", help="several of each, from its name, tags and colour")
+    parser.add_argument("--captions", action="store_true", help="several of each: name, tags and colour of the picture")
     parser.add_argument("--pictures", type=Path, help=f"the .tgz of npm's {emoji.PICTURES}, when it is at hand")
     parser.add_argument("--names", type=Path, help=f"the .tgz of npm's {emoji.NAMES}, when it is at hand")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -46,12 +46,16 @@ def build_emoji(argv: Sequence[str]) -> None:
 
 def build_photographs(argv: Sequence[str]) -> None:
     """The command `data photographs`."""
-    parser = cli.Parser("data photographs", "Build a set of landscapes, cities and skies from the package of a game.")
+    parser = cli.Parser(
+        "data photographs",
+        f"Build a set of landscapes, cities and skies from Debian's {photographs.PACKAGE}: ten squares of each "
+        "photograph, with its author and licence.",
+    )
     parser.add_argument("--out", type=Path, default=Path("photographs.tar"), help="the WebDataset shard to write")
     parser.add_argument("--size", type=int, default=128, help="side of the square images, in pixels")
-    parser.add_argument("--cut", type=int, default=256, help="side of the squares in the photographs' pixels")
+    parser.add_argument("--cut", type=int, default=256, help="side of the squares in the photographs, before resizing")
     parser.add_argument(
-        "--held-out", type=float, default=0.0, help="share of the photographs that go to NAME-held-out.tar instead"
+        "--held-out", type=float, default=0.0, help="share of them that go to NAME-held-out.tar whole, 0 to 1"
     )
     parser.add_argument("--package", type=Path, help=f"the .deb of Debian's {photographs.PACKAGE}, when it is at hand")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -120,7 +124,7 @@ def imagine(argv: Sequence[str]) -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="a checkpoint that samples can be made with")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; data.path of the run afterwards")
     parser.add_argument("--prompts", type=Path, help="a text file with a caption, or a class, on every line")
-    parser.add_argument("--data", help="in place of it, a folder, shards or latents that have captions or classes")
+    parser.add_argument("--data", help="in place of it, a folder, shards or latents: all their captions, or classes")
     parser.add_argument("--subgroups", nargs="+", default=(), help="of --data, only these; a * at the end matches any")
     parser.add_argument("--count", type=int, help="samples in all; one for each prompt if not given")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
