@@ -98,6 +98,8 @@ BESIDE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "the list alone": ({"captions": ["b", "c", "b"]}, ("b", "c")),
     "what is no text": ({"captions": ["b", 3, None, ["c"], " ", ""]}, ("b",)),
     "a text in the list's place": ({"caption": "a", "captions": "b c"}, ("a", "b c")),
+    "a blank one before the list": ({"caption": " ", "captions": ["b"]}, ("b",)),
+    "a blank one alone": ({"caption": "", "captions": [""]}, ("",)),
     "no list": ({"captions": {"en": "b"}}, ("x",)),
     "an empty list": ({"captions": []}, ("x",)),
     "another name": ({"text": "t", "captions": ["b"]}, ("t", "b")),

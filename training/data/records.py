@@ -75,14 +75,13 @@ def drawn(captions: Sequence[str], seed: int, epoch: int, key: str) -> str:
 def said_of(about: Mapping[str, Any]) -> Said:
     """What a description of an image says: the first of _CAPTIONS that it has, then the list "captions".
 
-    Of the list, what is no text, or blank, is left out; a mere text in its place (a table in CSV has no lists) is one
-    caption.
+    What is no text is left out, and what is blank, where there is another; a mere text in the list's place (a table in
+    CSV has no lists) is one caption.
     """
-    captions = [about[name] for name in _CAPTIONS if isinstance(about.get(name), str)][:1]
+    own = [about[name] for name in _CAPTIONS if isinstance(about.get(name), str)][:1]
     listed = about.get("captions")
-    listed = [listed] if isinstance(listed, str) else listed
-    if isinstance(listed, list):
-        captions += [entry for entry in listed if isinstance(entry, str) and entry.strip()]
+    listed = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
+    captions = [entry for entry in (*own, *listed) if isinstance(entry, str) and entry.strip()] or own
     groups = [str(about["group"])] if about.get("group") is not None else []
     groups += [str(about[name]) for name in _LABELS if about.get(name) is not None][:1]
     return Said(tuple(dict.fromkeys(captions)), tuple(groups))
