@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from .errors import SpectralError
 
 #: Version of the JSON that a reader knows; it refuses a higher one. What older readers know is written as the version
-#: that they know: 1, with stages 2, with a first stage of other than 32 groups 3.
+#: that they know: 1, with stages 2, with a first stage of other than 32 groups or with `few_steps` 3.
 FORMAT_VERSION = 3
 
 #: No size, count or step of a model comes near it.

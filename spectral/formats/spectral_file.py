@@ -133,7 +133,7 @@ def _description(config: ModelConfig) -> str:
             del first_stage["norm_groups"]
         else:
             description["version"] = 3
-    if config.few_steps is None:  # likewise
+    if config.few_steps is None:
         del description["few_steps"]
     else:
         description["version"] = 3
