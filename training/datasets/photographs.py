@@ -28,12 +28,8 @@ PACKAGE = "endless-sky-data"
 HEIGHT = 360
 #: Where the squares of a photograph begin, as parts of what is left of its width and height.
 PLACES = tuple((x / 4, float(y)) for y in (0, 1) for x in range(5))
-#: What photographs show whose files are named for who made them or gave them away.
-SCENES = {
-    **dict.fromkeys(("bwerner", "dmottl", "mfield", "myrabella"), "landscape"),
-    **dict.fromkeys(("nasa", "earthrise"), "space"),
-    "loc": "industrial",  # the Library of Congress
-}
+#: Files are named for their scenes; these, for who made them.
+PHOTOGRAPHERS = ("bwerner", "dmottl", "mfield", "myrabella")
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ def _samples(name: str, content: bytes, rights: Terms, cut: int, size: int) -> l
             "in both."
         )
     scene = re.sub(r"\d.*", "", name)
-    scene = SCENES.get(scene, scene)
+    scene = "landscape" if scene in PHOTOGRAPHERS else scene
     about = {"caption": scene, "group": scene, "author": rights.author, "license": rights.license}
     found = []
     for number, (x, y) in enumerate(PLACES):
