@@ -57,16 +57,19 @@ def compare(
         What compare.json holds; None in all processes but the main one.
 
     Raises:
-        SpectralError: there are none, they make pictures of different sizes, or as `evaluate.evaluate`.
+        SpectralError: one cannot be sampled from, they make pictures of different sizes, or as `evaluate.evaluate`.
     """
     join()
     files = {name: assemble(path, ReadOptions(), None, None) for name, path in models.items()}
+    for file in files.values():
+        if file.config.unet is None or file.config.first_stage is None:
+            raise SpectralError(f"{file.path.name} cannot sample: it lacks a U-Net or a first stage; leave it out.")
     sides = {name: image_side(file.config, config.size) for name, file in files.items()}
     side = next(iter(sides.values()))
     other = next((name for name, own in sides.items() if own != side), None)
     if other is not None:
         raise SpectralError(
-            f"{models[other]} makes {sides[other]} pixels, the first model {side}; give models of one size, or --size."
+            f"{models[other]} makes {sides[other]} pixels, the first model {side}; give models of one size."
         )
     images = open_reference(data, side)
     networks = Networks.load(config.inception, config.clip, config.clip_model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,15 @@ def test_what_is_there_is_not_made_again(folder: Path, tmp_path: Path, capsys: p
 
 
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wide = ModelConfig("teacher", tiny.UNCONDITIONAL, tiny.FIRST_STAGE)
-    tiny.write(tmp_path / "wide.safetensors", wide)
+    tiny.write(folder / "stage.safetensors", ModelConfig("autoencoder", first_stage=tiny.FIRST_STAGE))
+    wide = replace(tiny.UNCONDITIONAL, image_size=16)
+    tiny.write(folder / "wide.safetensors", ModelConfig("teacher", wide, tiny.FIRST_STAGE))
     for names, says in (
         (("@few.safetensors", "@few.safetensors"), "Two sets would be called few; tell them apart as NAME=FILE."),
         (("data=@few.safetensors",), "Two sets would be called data"),
         (("@missing.safetensors",), "missing.safetensors"),
+        (("@few.safetensors", "@stage.safetensors"), "stage.safetensors cannot sample: it lacks a U-Net"),
+        (("@few.safetensors", "@wide.safetensors"), "wide.safetensors makes 32 pixels, the first model 16"),
         (("@few.safetensors", "--columns=0"), "--columns is 0; expected at least 1 picture of each."),
     ):
         assert cli.main([*command(folder, tmp_path / "out"), *(n.replace("@", f"{folder}/") for n in names)]) == 2
