@@ -13,8 +13,11 @@ from torch import Tensor
 
 #: Side of the windows in pixels, each half over the next.
 WINDOW = 16
-#: Power that counts as none, of images in [−1, 1]: a hundredth of a standard deviation.
-FLOOR = 1e-4
+#: Rings of a window's frequencies, one for each cycle per window. The last ones are the corners beyond the Nyquist
+#: frequency of the axes, where a decoder puts only what is asked of it.
+RINGS = 10
+#: Power that counts as none, of images in [−1, 1]: about what rounding to 8 bits leaves.
+FLOOR = 1e-5
 
 
 def texture_distance(made: Tensor, data: Tensor) -> Tensor:
@@ -23,22 +26,22 @@ def texture_distance(made: Tensor, data: Tensor) -> Tensor:
     Args:
         made, data: images in [−1, 1], [B, C, H, W] with sides of `WINDOW` or more.
     """
-    powers = [local_rings(images).add(FLOOR).log() for images in (made.float(), data.float())]
-    return (powers[0] - powers[1]).abs().mean()
+    return (local_rings(made.float()) - local_rings(data.float())).abs().mean()
 
 
 def local_rings(images: Tensor) -> Tensor:
-    """Mean power of each ring of frequencies in each window, over the channels, [B, rows, columns, WINDOW // 2].
+    """Mean ln (power + FLOOR) of each ring of frequencies in each window, [B, rows, columns, RINGS].
 
-    A window's mean is left out. The transform is orthonormal and the Hann window has a mean square of 1, so that white
-    noise has its variance in every ring.
+    Power is the mean over the channels; that of white noise is its variance, for the transform is orthonormal and the
+    Hann window has a mean square of 1. A window's mean is left out. Of logarithms the mean is taken, not the logarithm
+    of the mean: a single frequency, such as a decoder's chequerboard, cannot stand in for a ring.
     """
     hann, rings = _tables(images.device)
     windows = images.unfold(2, WINDOW, WINDOW // 2).unfold(3, WINDOW, WINDOW // 2)
     windows = (windows - windows.mean((-2, -1), keepdim=True)) * hann
     spectrum = torch.fft.rfft2(windows, norm="ortho")
     power = (spectrum.real.square() + spectrum.imag.square()).mean(1)
-    return power.flatten(-2) @ rings
+    return power.add(FLOOR).log().flatten(-2) @ rings
 
 
 @cache
@@ -51,8 +54,8 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
     across = torch.fft.rfftfreq(WINDOW, 1 / WINDOW, device=device)
     radius = torch.hypot(down, across)
     count = torch.where((across == 0) | (across == WINDOW // 2), 1.0, 2.0).expand_as(radius)
-    ring = (radius.round().long() - 1).clamp(max=WINDOW // 2 - 1)  # corners belong to the last one
-    rings = torch.zeros(WINDOW // 2, ring.numel(), device=device)
+    ring = (radius.round().long() - 1).clamp(max=RINGS - 1)
+    rings = torch.zeros(RINGS, ring.numel(), device=device)
     kept = ring.flatten() >= 0
     places = torch.arange(ring.numel(), device=device)
     rings[ring.flatten()[kept], places[kept]] = count.flatten()[kept]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectral_diffusion.training.textures import FLOOR, WINDOW, local_rings, texture_distance
+from spectral_diffusion.training.textures import FLOOR, RINGS, WINDOW, local_rings, texture_distance
 
 
 def noise(deviation: float, seed: int = 0, size: int = 64) -> torch.Tensor:
@@ -14,11 +14,21 @@ def noise(deviation: float, seed: int = 0, size: int = 64) -> torch.Tensor:
 
 
 def test_white_noise_has_its_variance_in_every_ring() -> None:
+    """Oracle: the mean of three exponential variables of mean v has the expected logarithm ln v + ψ(3) − ln 3."""
     rings = local_rings(noise(0.3))
-    assert rings.shape == (8, 7, 7, WINDOW // 2)
+    assert rings.shape == (8, 7, 7, RINGS)
     mean = rings.mean((0, 1, 2))
     # the first ring lies in the lobe of the mean, which is left out
-    torch.testing.assert_close(mean[1:], torch.full((WINDOW // 2 - 1,), 0.09), atol=0.004, rtol=0)
+    expected = torch.log(torch.tensor(0.09)) + torch.digamma(torch.tensor(3.0)) - torch.log(torch.tensor(3.0))
+    torch.testing.assert_close(mean[1:], expected.expand(RINGS - 1), atol=0.04, rtol=0)
+
+
+def test_a_chequerboard_does_not_stand_in_for_noise() -> None:
+    """A pattern of two pixels' period may have a ring's power, but it lies at one frequency."""
+    data = noise(0.1)
+    board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(32, 32).expand(8, 3, 64, 64)
+    far = texture_distance(torch.zeros_like(data), data)
+    assert texture_distance(0.1 * board, data) > 0.8 * far
 
 
 def test_rings_are_those_of_a_whole_transform() -> None:
@@ -31,9 +41,9 @@ def test_rings_are_those_of_a_whole_transform() -> None:
     spectrum = np.fft.fft2((pixels - pixels.mean((1, 2), keepdims=True)) * window, norm="ortho")
     power = (np.abs(spectrum) ** 2).mean(0)
     side = np.fft.fftfreq(WINDOW, 1 / WINDOW)
-    ring = np.minimum(np.round(np.hypot(side[:, None], side)).astype(int), WINDOW // 2)
-    expected = [power[ring == number].mean() for number in range(1, WINDOW // 2 + 1)]
-    np.testing.assert_allclose(local_rings(image)[0, 0, 0], expected, rtol=1e-4)
+    ring = np.minimum(np.round(np.hypot(side[:, None], side)).astype(int), RINGS)
+    expected = [np.log(power[ring == number] + FLOOR).mean() for number in range(1, RINGS + 1)]
+    np.testing.assert_allclose(local_rings(image)[0, 0, 0], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 2.0])
