@@ -6,7 +6,7 @@ L = L_DDPM + λ_s L_spatial + λ_f L_freq. With both λ at 0 and `resampler: con
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from .data.batches import Data
 from .data.contexts import Contexts
 from .data.dataset import as_latents, open_data
 from .data.records import read_prompts
+from .distillation.answers import Answers
 from .distillation.conditions import others_of
 from .distillation.config import DistillConfig
 from .distillation.few_steps import FewStepTask
@@ -32,13 +33,18 @@ from .distillation.staged import StagedDistillTask
 from .distillation.summary import describe
 from .distillation.task import DistillTask, schedule_of
 from .loop.fit import fit
-from .loop.folder import begin, summary
+from .loop.folder import begin, plain, summary
 from .loop.stopping import stopping_in_order
 from .loop.trial import seconds_per_step
 from .previews import Preview
-from .processes import is_main
+from .processes import device, is_main
 from .staging import digest, with_autoencoders
 from .teachers import digests, open_teacher
+
+#: Of how samples meet their steps and noise; raised where that changes, so that old answers are not taken for new.
+QUESTIONS = 1
+#: Settings of the data that do not change what a sample is; where it lies is one, for its content counts.
+WITHOUT_EFFECT = ("path", "workers", "cache", "max_corrupt")
 
 
 def train(config: DistillConfig) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     parts = digests(teacher.config, config.first_stage, config.text_encoder, config.vocabulary)
     others = config.random_conditions.path if config.random_conditions.share else None
     parts["random_conditions"] = None if others is None else checkpoint.sha256(others)
+    answers = answers_of(config, teacher, data, parts)
     parts["stage_autoencoders"] = digest(config.stage_autoencoders)
     begin(config, teacher=teacher.file.sha256, data=data.sha256, **parts)
     if is_main():
@@ -65,9 +72,9 @@ def train(config: DistillConfig) -> dict[str, Any]:
     contexts.freeze(teacher.conditioner)
     data = as_latents(data, teacher.first_stage, config.teacher.name, config.run.out)
     task = task_of(config, about.unet)(about.unet, teacher, contexts, config)
-    seconds = seconds_per_step(task, data, config.run)
+    seconds, there = _remembering(task, answers, data, config)
     if is_main():
-        print(describe(config, teacher, about, task, data, seconds), file=sys.stderr)
+        print(describe(config, teacher, about, task, data, seconds, there), file=sys.stderr)
     preview = Preview(about, task.student, teacher.first_stage, teacher.conditioner, data, contexts)
     statistics = fit(task, data, config.run, preview)
     path = config.run.out / f"{about.kind}.safetensors"
@@ -137,6 +144,56 @@ def contexts_of(config: DistillConfig, about: ModelConfig, data: Data) -> Contex
     if given.share:
         others_of(contexts)
     return contexts
+
+
+def answers_of(
+    config: DistillConfig, teacher: checkpoint.Checkpoint, data: Data, parts: Mapping[str, str | None]
+) -> Answers | None:
+    """The answers that a run looks up and keeps; None where it asks its teacher every time.
+
+    Args:
+        data: as it was opened, of images or latents.
+        parts: SHA-256 of the other files that teacher and conditions come from.
+
+    Raises:
+        SpectralError: as `Answers`.
+    """
+    if config.teacher_answers is None or not (config.loss.spatial or config.loss.frequency):
+        return None
+    assert teacher.config.unet is not None
+    others = {key: value for key, value in plain(config.random_conditions).items() if key != "path"}
+    questions = {
+        "version": QUESTIONS,
+        "teacher": teacher.file.sha256,
+        "parts": dict(parts),
+        "read": plain(config.read),
+        "data": data.sha256,
+        "settings": {key: value for key, value in plain(config.data).items() if key not in WITHOUT_EFFECT},
+        "seed": config.run.seed,
+        "dropout": config.dropout,
+        "random_conditions": others,
+        "schedule": plain(schedule_of(config, teacher.config.schedule)),
+        "precision": [config.run.precision, config.teacher_precision, device().type],
+    }
+    unet = teacher.config.unet
+    return Answers(config.teacher_answers, questions, (unet.out_channels, unet.image_size, unet.image_size))
+
+
+def _remembering(
+    task: DistillTask | FewStepTask, answers: Answers | None, data: Data, config: DistillConfig
+) -> tuple[float, int]:
+    """Give the task its teacher's answers; returns the seconds of a step, and how many of the run's answers there are.
+
+    A step is measured without them unless all are there, as most of the run's steps will be.
+    """
+    samples = config.run.steps * config.run.batch_size * config.run.accumulate
+    there = 0 if answers is None else answers.count(samples)
+    if isinstance(task, FewStepTask):
+        return seconds_per_step(task, data, config.run), there
+    task.answers = answers if there == samples else None
+    seconds = seconds_per_step(task, data, config.run)
+    task.answers = answers
+    return seconds, there
 
 
 def _of_another(data: Data, teacher: checkpoint.Checkpoint) -> tuple[str, ...]:

@@ -5,15 +5,31 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.tokens import declare_torchvision_operators
+
+from . import tiny
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a class-conditional one for pictures of 16 pixels, untrained."""
+    return tiny.teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Eight pictures for it."""
+    return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
 
 
 @pytest.fixture

@@ -34,16 +34,6 @@ from .test_data_images import noise
 INDICES = [0, 3, 5, 6]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
-
-
 def configure(teacher: Path, data: DataConfig, out: Path = Path("unused"), **settings: Any) -> DistillConfig:
     often = {"preview_every": 0, "checkpoint_every": 2, "log_every": 1}
     run = RunConfig(out, steps=4, batch_size=4, warmup=1, trackers=(), **often)  # type: ignore[arg-type]

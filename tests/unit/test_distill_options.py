@@ -32,16 +32,6 @@ OUTPUT_ALONE = TapConfig(down=False, middle=False, up=False)
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
-
-
-@pytest.fixture(scope="module")
 def batch(teacher: Path, data: DataConfig) -> Batch:
     return batch_of(configure(teacher, data))
 
@@ -198,6 +188,20 @@ def test_the_teacher_is_asked_in_inference_mode_and_costs_no_gradient(
     assert said.is_inference() and all(feature.is_inference() for feature in known.values())
     gap = task.distillation(x_0, [Pair(torch.zeros_like(x).requires_grad_(), said)])
     (gap.spatial + gap.frequency).sum().backward()
+
+
+def test_a_teacher_may_answer_in_bfloat16_and_the_student_does_not(
+    teacher: Path, data: DataConfig, batch: Batch
+) -> None:
+    answers = {}
+    for precision in ("auto", "run", "bf16"):
+        task = task_of(configure(teacher, data, teacher_precision=precision))
+        _, t, _, x, context, _ = task.inputs(batch)
+        answers[precision] = task.ask(x, t, context, {})
+        assert task.student(x, t, context).dtype == torch.float32
+    assert torch.equal(answers["auto"], answers["run"]) and answers["run"].dtype == torch.float32
+    rounded, exact = answers["bf16"].float(), answers["run"]
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
 
 
 @pytest.mark.parametrize("resampler", ["wavelet", "conv"])

@@ -36,16 +36,6 @@ AS_IN_THE_PAPER = replace(TWO, predicts="delta")
 OUTPUT = LossConfig(spatial=1.0, frequency=1.0, taps=TapConfig(down=False, middle=False, up=False))
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
-
-
 def staged_task(config: DistillConfig) -> StagedDistillTask:
     opened = open_teacher(config.teacher)
     about = distill.student_of(config, opened)

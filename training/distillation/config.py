@@ -118,7 +118,11 @@ class DistillConfig:
             count. 0: an ordinary student.
         stages: of a student that starts on a small or blurred signal (f-DM); without boundaries there are none.
         stage_autoencoders: files with the autoencoders of stages behind a "vae".
-        teacher_bf16: ask the teacher in bfloat16 on devices that have it; the CPU computes as `run.precision` says.
+        teacher_precision: what the teacher answers in: bfloat16 ("bf16"), as `run.precision` says ("run"), or ("auto")
+            the first on GPUs that have it, the second elsewhere.
+        teacher_answers: a folder to keep the teacher's outputs in, and to look them up where another run of the same
+            data and seed has asked for them; for losses of outputs alone. 8 KB a sample in bfloat16, for latents of
+            4 × 32 × 32.
         recompute: keep no activations of the student's blocks for the backward pass, but compute them again (activation
             checkpointing): less memory, a third more time, the same numbers.
         vocabulary: BERT's vocab.txt, for a teacher with LDM's own text encoder.
@@ -145,7 +149,8 @@ class DistillConfig:
     few_steps: int = 0
     stages: StagesConfig = field(default_factory=StagesConfig)
     stage_autoencoders: tuple[Path, ...] = ()
-    teacher_bf16: bool = True
+    teacher_precision: Literal["auto", "run", "bf16"] = "auto"
+    teacher_answers: Path | None = None
     recompute: bool = False
     vocabulary: Path | None = None
     title: str = "Spectral Diffusion student"
@@ -164,3 +169,20 @@ class DistillConfig:
             )
         if self.few_steps and (self.stages.boundaries or self.random_conditions.share):
             raise SpectralError("A student of few steps has no stages and no random_conditions; leave them out.")
+        if self.teacher_answers is not None:
+            self._check_answers()
+
+    def _check_answers(self) -> None:
+        taps = self.loss.taps
+        if self.few_steps:
+            raise SpectralError("A student of few steps asks its teacher nothing; leave teacher_answers out.")
+        if taps.down or taps.middle or taps.up:
+            raise SpectralError(
+                "teacher_answers keeps outputs, and features are compared too; set loss.taps.down, loss.taps.middle "
+                "and loss.taps.up to false, or leave teacher_answers out."
+            )
+        if self.data.buckets or self.data.path.startswith("pipe:"):
+            raise SpectralError(
+                "teacher_answers needs squares that are read at random; leave data.buckets and pipe: out, or "
+                "teacher_answers."
+            )

@@ -52,7 +52,7 @@ class StagedDistillTask(DistillTask):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert self.process is not None
         noised = self.inputs(batch)
-        known = self.known(noised) if self.distils else None
+        known = self.known(batch, noised) if self.distils else None
         errors = StagedErrors(self.process, self.student, noised, features=known is not None)
         ddpm = errors.loss(self._sample_weights(noised))
         losses = {"loss": ddpm, "ddpm": ddpm, "delta": errors.each[1].mean().detach()}
@@ -67,10 +67,10 @@ class StagedDistillTask(DistillTask):
         told = rows({"ddpm": errors.bands(0)}, noised.t, self.schedule.steps, noised.paired)
         return losses | told | rows(self.terms(apart), noised.t, self.schedule.steps)
 
-    def known(self, noised: Noised) -> Known:
+    def known(self, batch: Batch, noised: Noised) -> Known:
         """What the teacher, asked about the whole latents, makes of them."""
         features: dict[Tap, Tensor] = {}
-        said = self.ask(noised.x_t, noised.t, noised.context, features).float()
+        said = self.answer(batch, noised, features).float()
         x_0, _ = self._teacher_schedule.split(noised.x_t, self.teacher_steps[noised.t], said)
         return Known(x_0, features)
 
@@ -78,7 +78,7 @@ class StagedDistillTask(DistillTask):
         """L_spatial and L_freq of every sample, each in its stage."""
         found = []
         for part, output, seen in zip(errors.parts, errors.outputs, errors.seen, strict=True):
-            features = {tap: known.features[tap][part.places] for tap in seen}
+            features = {tap: known.features[tap][part.places] for tap in self.taps if tap in seen}
             pairs = self._outputs(part, output, known.x_0[part.places]) + self.features(seen, features)
             found.append(self.distillation(noised.x_0[part.places], pairs))
         total = Distances(*(errors.ordered(values) for values in zip(*found, strict=True)))

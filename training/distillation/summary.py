@@ -24,12 +24,14 @@ def describe(
     task: DistillTask | FewStepTask,
     data: Data,
     seconds: float,
+    answers: int = 0,
 ) -> str:
     """A few lines: teacher, student, their sizes, data, steps, and how long it will take.
 
     Args:
         about: the student.
         seconds: of a step.
+        answers: of the teacher, that are known for the run's samples.
     """
     run = config.run
     sizes = {
@@ -37,9 +39,10 @@ def describe(
         about.kind: (parameters(task.student), unet_macs(about)),
     }
     (whole, work), (own, less) = sizes.values()
+    samples = run.steps * run.batch_size * run.accumulate
     done = int(snapshots.saved(run.out)[-1].stem) if snapshots.saved(run.out) else 0
     images = "a stream" if data.count is None else f"{data.count:,} images"
-    epochs = "" if data.count is None else f", {run.steps * run.batch_size * run.accumulate / data.count:.3g} epochs"
+    epochs = "" if data.count is None else f", {samples / data.count:.3g} epochs"
     known = TERMS[1:] if config.few_steps else TERMS
     terms = [f"{weight:g} {name}" for name, weight in vars(config.loss).items() if name in known and weight]
     lines = {
@@ -48,6 +51,11 @@ def describe(
         f" {less / 1e9:.3g} G MACs, {work / less:.1f} × fewer)",
         "loss": " + ".join(["ddpm", *terms]),
         **({"others": _others(task)} if config.random_conditions.share and isinstance(task, DistillTask) else {}),
+        **(
+            {"answers": f"{config.teacher_answers}, {answers:,} of {samples:,} are there"}
+            if config.teacher_answers
+            else {}
+        ),
         "data": f"{config.data.path}, {images} of {config.data.size} pixels",
         "steps": f"{run.steps - done:,} of {run.steps:,}, each of {run.batch_size * run.accumulate} images{epochs}",
         "device": f"{processes().num_processes} × {device().type}, precision {run.precision}",

@@ -19,6 +19,7 @@ from ..data.contexts import Contexts
 from ..data.trajectories import few_step_schedule
 from ..noising import Noised, Noising
 from ..staging import process_of
+from .answers import Answers
 from .conditions import RandomConditions
 from .config import DistillConfig
 from .initialise import student_from_teacher
@@ -40,6 +41,9 @@ class DistillTask(nn.Module):
         teacher: with a U-Net and a first stage.
         contexts: what the data is conditioned on.
         config: of the losses and the rest.
+
+    Attributes:
+        answers: where the teacher's are looked up and kept; None asks it every time.
     """
 
     teacher_steps: Tensor
@@ -55,6 +59,7 @@ class DistillTask(nn.Module):
         super().__init__()
         assert teacher.unet is not None and teacher.first_stage is not None
         self.weights = config.loss
+        self.answers: Answers | None = None
         self.schedule = Schedule.from_config(schedule_of(config, teacher.config.schedule))
         self.noising = Noising(
             teacher.first_stage,
@@ -72,7 +77,7 @@ class DistillTask(nn.Module):
             student_from_teacher(self.student, teacher.unet)
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
         self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
-        self._teacher_schedule, self._teacher_bf16 = teacher.schedule, config.teacher_bf16
+        self._teacher_schedule, self._teacher_precision = teacher.schedule, config.teacher_precision
         self.register_buffer("teacher_steps", teacher.schedule.nearest_steps(self.schedule), persistent=False)
         weights = step_weights(self.schedule, config.loss.min_snr, self.process) if config.loss.min_snr else None
         self.register_buffer("step_weights", weights, persistent=False)
@@ -83,9 +88,10 @@ class DistillTask(nn.Module):
         self.align = nn.ModuleList(nn.Conv2d(own[tap], widths[tap], 1) for tap in self.taps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x_0, t, noise, x_t, context, paired = self.inputs(batch)
+        noised = self.inputs(batch)
+        x_0, t, noise, x_t, context, paired = noised
         known: dict[Tap, Tensor] = {}
-        said = self.ask(x_t, t, context, known) if self.distils else None
+        said = self.answer(batch, noised, known) if self.distils else None
         seen: dict[Tap, Tensor] = {}
         prediction = self.student(x_t, t, context, features=seen)
         error = prediction.float() - self.schedule.target(x_0, t, noise)
@@ -112,10 +118,21 @@ class DistillTask(nn.Module):
         """What both networks see of a batch."""
         return self.noising(batch, self._frozen[1], next(self.parameters()).device)
 
+    def answer(self, batch: Batch, noised: Noised, known: dict[Tap, Tensor]) -> Tensor:
+        """What the teacher predicts, asked or remembered; `known` receives its features where it is asked."""
+        remembered = None if self.answers is None else self.answers.recall(batch["ordinal"])
+        if remembered is not None:
+            return remembered.to(noised.x_t.device)
+        said = self.ask(noised.x_t, noised.t, noised.context, known)
+        if self.answers is not None:
+            self.answers.keep(batch["ordinal"], said)
+        return said
+
     def ask(self, x_t: Tensor, t: Tensor, context: Tensor | None, known: dict[Tap, Tensor]) -> Tensor:
         """The teacher's prediction; `known` receives its features. Both are tensors of inference mode."""
         kind = x_t.device.type
-        fast = self._teacher_bf16 and kind == "cuda" and torch.cuda.is_bf16_supported()
+        asked = self._teacher_precision
+        fast = asked == "bf16" or (asked == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
         precision = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
         with torch.inference_mode(), precision:
             return self._frozen[0](x_t, self.teacher_steps[t], context, features=known)

@@ -33,7 +33,7 @@ FREE = {
     *("title", "license", "teacher", "autoencoder", "first_stage", "text_encoder", "vocabulary", "data.path"),
     "random_conditions.path",
     *("latents_of", "stage_autoencoders"),  # by their content
-    "recompute",
+    *("recompute", "teacher_answers"),
 }
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "open_clip_torch")
 
