@@ -29,7 +29,7 @@ from .data.images import Images
 from .data.latents_folder import is_cache
 from .distill import train
 from .evaluate import evaluate, plan
-from .evaluation import ablation, first_stage, samples, scoring, seeds, table5
+from .evaluation import ablation, ablation_figures, first_stage, samples, scoring, seeds, table5
 from .evaluation.config import EvaluationConfig
 from .evaluation.measures import Measured, Networks
 from .evaluation.reference import open_reference, pick
@@ -41,8 +41,6 @@ from .processes import device, is_main, join, processes
 from .sample import guidance_of, image_side, steps_of
 from .teachers import assemble, digests
 
-#: The rows whose spectra are drawn.
-DRAWN = ("none", "wg", "spatial-frequency", "all")
 COLUMNS = 12  # pictures of every row in the grid
 #: By seed and by the row's name.
 Reports = dict[int, dict[str, dict[str, Any]]]
@@ -55,7 +53,7 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
 
     Leaves a folder for each row in `run.out` (ROW, and ROW-seed-N for the seeds behind the first), with its run and, in
     `evaluation/STEPS`, its samples and report; baselines/; and beside them ablation.json, after every row, and
-    ablation.html, grid.png and spectra.png after every round.
+    ablation.html, rows.png, grid.png and spectra.png after every round.
 
     Returns:
         What ablation.json holds; None in all processes but the main one.
@@ -279,8 +277,9 @@ def _leave(
     """Write the figures, the page and, last, ablation.json."""
     out = config.run.out
     _draw(config, data, reports[config.run.seed], below)
-    grid, spectra = (out.joinpath(name).read_bytes() for name in ("grid.png", "spectra.png"))
-    write_whole(out / "ablation.html", ablation.page(result, grid, spectra))
+    ablation_figures.plot_rows(result, out / "rows.png")
+    pictures = (out.joinpath(name).read_bytes() for name in ("rows.png", "grid.png", "spectra.png"))
+    write_whole(out / "ablation.html", ablation.page(result, *pictures))
     _write(out, result)
 
 
@@ -307,13 +306,9 @@ def _draw(
     for name, place in places.items():
         paths = [samples.path_of(place, index) for index in kept]
         lines[titles[name]] = torch.cat(list(samples.read(paths, side, COLUMNS)))
-    figures.save_grid(lines, out / "grid.png", scale=2 if side <= 128 else 1)
-    spectra = {"data": scoring.spectrum_of(first["spectra"]["data"])}
-    for name, report in {**below, **{name: reports[name] for name in DRAWN}}.items():
-        spectra[titles[name]] = scoring.spectrum_of(report["spectra"][report["checkpoint"]["kind"]])
+    figures.save_grid(lines, out / "grid.png", scale=2 if side < 128 else 1)
     of_which = f", seed {config.run.seed}" if config.seeds > 1 else ""
-    title = f"Radial power spectra of data and of {count:,} samples of each row{of_which}"
-    figures.plot_radial_spectra(spectra, out / "spectra.png", cutoff=first["cutoff"], title=title)
+    ablation_figures.plot_spectra(reports, below, out / "spectra.png", of_which)
 
 
 def _say(text: str) -> None:

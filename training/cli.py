@@ -41,6 +41,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "sample, and measure the samples against data: distances, spectra, size, speed"),
     "compare": Command("compare", "sample several checkpoints alike; a table, and a picture with their spectra"),
     "ablate": Command("ablate", "train and evaluate the eight rows of the paper's ablation (Table 5)"),
+    "results": Command("results", "keep the small part of an ablation or a comparison, and draw its figures again"),
     "spectrum": Command(
         "spectrum.__main__", "power spectra of images, comparisons of two sets, and what models do to frequencies"
     ),

@@ -142,12 +142,18 @@ def _draw(
         paths = [samples.path_of(out / folder_of(name), index) for index in kept]
         lines[f"{name}\n{_size(report)}"] = torch.cat(list(samples.read(paths, side, columns)))
     figures.save_grid(lines, out / "grid.png", scale=2 if side < 128 else 1)
+    plot_spectra(reports, out / "spectra.png")
+    figures.beside(out / "grid.png", out / "spectra.png", out / "compare.png")
+
+
+def plot_spectra(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw the radial spectra of the data and of every model, by its name."""
+    first = next(iter(reports.values()))
     spectra = {"data": scoring.spectrum_of(first["spectra"]["data"])}
     for name, report in reports.items():
         spectra[name] = scoring.spectrum_of(report["spectra"][report["checkpoint"]["kind"]])
     title = f"Radial power spectra of data and of {first['images']:,} samples of each"
-    figures.plot_radial_spectra(spectra, out / "spectra.png", cutoff=first["cutoff"], title=title)
-    figures.beside(out / "grid.png", out / "spectra.png", out / "compare.png")
+    figures.plot_radial_spectra(spectra, path, cutoff=first["cutoff"], title=title)
 
 
 def _size(report: Mapping[str, Any]) -> str:
@@ -155,19 +161,20 @@ def _size(report: Mapping[str, Any]) -> str:
     return f"{million(report['params'])} · {report['sampling']['steps']} steps"
 
 
-def told(result: Mapping[str, Any], out: Path) -> str:
-    """The table in letters, for a terminal."""
+def table(result: Mapping[str, Any]) -> list[list[str]]:
+    """The models' names, scores and sizes in words, the heads of the columns first."""
     columns = [name for name in table5.COLUMNS if result["models"][0].get(name) is not None]
     rows = [["", *(table5.COLUMNS[name] for name in columns), "parameters", "multiply-adds", "steps", "file"]]
     for model in result["models"]:
         scores = [table5.number(name, model[name]) for name in columns]
-        size = f"{model['file_bytes'] / 1e6:.1f} MB"
-        rows.append(
-            [model["name"], *scores, million(model["params"]), million(model["macs"]), str(model["steps"]), size]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, "", *result["notes"], "", str(out / "compare.png")])
+        sizes = [million(model["params"]), million(model["macs"]), str(model["steps"])]
+        rows.append([model["name"], *scores, *sizes, f"{model['file_bytes'] / 1e6:.1f} MB"])
+    return rows
+
+
+def told(result: Mapping[str, Any], out: Path) -> str:
+    """The table in letters, for a terminal."""
+    return "\n".join([*table5.aligned(table(result)), "", *result["notes"], "", str(out / "compare.png")])
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.spectral.diffusion import ddim, guided
+from spectral_diffusion.training.data.trajectories import few_step_schedule
 from spectral_diffusion.training.tokens import tokenize
 
 from . import prompts
@@ -18,6 +22,8 @@ from .distribution import REPOSITORY
 from .prompts import DECODE, LATENT, LOADER, SAMPLER, SAVE, node
 from .results import latent
 from .server import ComfyServer, Prompt, Run
+
+DEFAULT_MODELS = REPOSITORY / "workflows" / "checkpoints"
 
 
 def pictures(comfy: ComfyServer, prompt: Prompt, save: str = SAVE) -> list[NDArray[np.uint8]]:
@@ -89,17 +95,40 @@ def test_the_default_student_draws_what_the_kit_draws(comfy: ComfyServer, cfg: f
     prompt = prompts.generate("text", seed=5, steps=50, batch_size=2, text="smiling face with hearts")
     prompt[LOADER]["inputs"]["checkpoint"] = "emoji64-student.safetensors"
     prompt[SAMPLER]["inputs"]["cfg"] = cfg
-    student = checkpoint.load(REPOSITORY / "workflows" / "checkpoints" / "emoji64-student.safetensors")
-    assert student.unet is not None and student.first_stage is not None and student.conditioner is not None
-    positive, negative = student.conditioner(tokenize(["smiling face with hearts", ""])).split(1)
-    noise = torch.randn(2, 4, 16, 16, generator=torch.manual_seed(5))
-    cond = positive.expand(2, -1, -1)
-    latent = ddim(student.unet, noise, student.schedule, 50, guidance=cfg, cond=cond, uncond=negative)
-    with torch.no_grad():
-        decoded = student.first_stage.decode(latent / student.config.scale_factor)
-    expected = ((decoded.clamp(-1, 1) + 1) * 127.5).movedim(1, -1).numpy()
+    expected = drawn_by_the_kit(DEFAULT_MODELS / "emoji64-student.safetensors", "smiling face with hearts", 50, cfg)
     difference = np.abs(np.stack(pictures(comfy, prompt)) - expected)
     assert difference.mean() < 1.5 and difference.max() < 30  # of 255; the server cuts to whole numbers
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim"])
+def test_a_student_of_few_steps_draws_what_the_kit_draws(comfy: ComfyServer, sampler: str) -> None:
+    """As the loader says that it is sampled; what its weights have learnt does not matter here."""
+    student = checkpoint.load(DEFAULT_MODELS / "emoji64-student.safetensors")
+    config = replace(student.config, schedule=few_step_schedule(student.config.schedule), few_steps=4)
+    path = comfy.distribution.base / "models" / "spectral_diffusion" / f"few-{sampler}.safetensors"
+    parts = {"unet": student.unet, "first_stage": student.first_stage, "conditioner": student.conditioner}
+    checkpoint.save(path, config, **parts)
+    prompt = prompts.generate("text", seed=5, steps=4, batch_size=2, text="red apple")
+    prompt[LOADER]["inputs"]["checkpoint"] = path.name
+    prompt[SAMPLER]["inputs"] |= {"cfg": 1.0, "sampler_name": sampler, "scheduler": "simple"}
+    found = np.stack(pictures(comfy, prompt))
+    expected = drawn_by_the_kit(path, "red apple", 4, 1.0)
+    path.unlink()
+    difference = np.abs(found - expected)
+    assert expected.std() > 10 and difference.mean() < 1.5 and difference.max() < 30
+
+
+def drawn_by_the_kit(path: Path, text: str, steps: int, cfg: float) -> NDArray[np.float32]:
+    """Two pictures from seed 5, [2, H, W, 3] in [0, 255]."""
+    student = checkpoint.load(path)
+    assert student.unet is not None and student.first_stage is not None and student.conditioner is not None
+    with torch.no_grad():
+        positive, negative = student.conditioner(tokenize([text, ""])).split(1)
+        noise = torch.randn(2, 4, 16, 16, generator=torch.manual_seed(5))
+        cond = positive.expand(2, -1, -1)
+        latent = ddim(student.unet, noise, student.schedule, steps, guidance=cfg, cond=cond, uncond=negative)
+        decoded = student.first_stage.decode(latent / student.config.scale_factor)
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).movedim(1, -1).numpy()  # type: ignore[no-any-return]
 
 
 def test_progress_and_previews_arrive(comfy: ComfyServer) -> None:

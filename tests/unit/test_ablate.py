@@ -122,8 +122,11 @@ def test_the_page_says_plainly_what_is_compared(place: Path) -> None:
         assert source.startswith("data:image/")
     links = re.findall(r"href='([^']*)'", html)
     assert len(links) == 8 and all((place / "out" / link).is_file() for link in links)
-    with Image.open(place / "out" / "grid.png") as grid, Image.open(place / "out" / "spectra.png") as plot:
-        assert grid.height > 9 * 2 * 16 and plot.width > 500
+    with Image.open(place / "out" / "grid.png") as grid:
+        assert grid.height > 9 * 2 * 16
+    for name in ("rows.png", "spectra.png"):
+        with Image.open(place / "out" / name) as plot:
+            assert plot.width > 500
 
 
 # Several seeds, and what stands beside the rows
@@ -256,6 +259,66 @@ def interrupted(config: Any) -> None:
     raise KeyboardInterrupt
 
 
+# What is kept of it
+
+
+def test_what_is_kept_is_small_and_is_drawn_again(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    assert cli.main(["results", str(kept), "--of", str(several / "out")]) == 0
+    assert read(kept / "ablation.json") == read(several / "out" / "ablation.json")
+    for row in ROWS:
+        for name in (row.name, f"{row.name}-seed-1"):
+            report = read(several / "out" / name / "evaluation" / "000002" / "report.json")
+            own = read(kept / "reports" / f"{name}.json")
+            assert own["spectra"] == report["spectra"] and own["fd_effnet"] == report["fd_effnet"]
+            log = (several / "out" / name / "statistics.jsonl").read_text()
+            assert (kept / "logs" / f"{name}.jsonl").read_text() == log
+    assert {path.stem for path in (kept / "reports").iterdir()} > {"teacher", "first-stage"}
+    texts = [path.read_text() for path in kept.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".md")]
+    assert not any(str(several) in text for text in texts)
+    for name in ("rows.png", "spectra.png"):
+        assert (kept / name).read_bytes() == (several / "out" / name).read_bytes()
+        (kept / name).unlink()
+    capsys.readouterr()
+    assert cli.main(["results", str(kept), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {str(kept): read(kept / "ablation.json")}
+    for name in ("rows.png", "spectra.png"):
+        assert (kept / name).read_bytes() == (several / "out" / name).read_bytes()
+
+
+def test_the_table_of_what_is_kept(several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["results", str(tmp_path / "kept"), "--of", str(several / "out")]) == 0
+    table = capsys.readouterr().out
+    assert table.strip() == (tmp_path / "kept" / "table.md").read_text().strip()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 8 + 2 and len({len(line) for line in lines}) == 1
+    result = read(several / "out" / "ablation.json")
+    column = lines[0].index("ours: FD-EffNet")
+    for line, entry in zip(lines[2:], [*result["rows"], *result["baselines"]], strict=True):
+        assert float(line[column].split(" ± ")[0]) == pytest.approx(entry["fd_effnet"], rel=0.02)
+    assert [line[:4] for line in lines[2:10]] == [
+        [*("✓" if on else "" for on in (row.gating, row.spatial, row.frequency)), f"{row.paper_fid:.1f}"]
+        for row in ROWS
+    ]
+
+
+def test_what_cannot_be_kept_is_a_sentence(several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> str:
+        assert cli.main(["results", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "holds no ablation.json or compare.json; give a folder that ablate" in said(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    half = tmp_path / "half"
+    shutil.copytree(several / "out", half, ignore=shutil.ignore_patterns("*.pt", "images"))
+    (half / "ablation.json").write_text(json.dumps(read(half / "ablation.json") | {"complete": False}))
+    assert "is not complete; run ablate again" in said(str(tmp_path / "kept"), "--of", str(half))
+    assert "2 folders are given" in said("one", "two", "--of", str(half))
+    assert not (tmp_path / "kept").exists()
+
+
 # Stops and restarts
 
 
@@ -269,6 +332,7 @@ def test_a_finished_ablation_is_not_done_again(copied: Path, capsys: pytest.Capt
         "config.yaml",
         "ablation.json",
         "ablation.html",
+        "rows.png",
         "grid.png",
         "spectra.png",
     }

@@ -100,3 +100,18 @@ def test_names_may_hold_equals_signs_of_paths(tmp_path: Path) -> None:
     assert named([str(strange), f"b={strange}"]) == {"lr=3": strange, "b": strange}
     with pytest.raises(SpectralError, match="Two sets would be called b"):
         named(["b=x", "c=y", "b=z"])
+
+
+def test_what_is_kept_is_drawn_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ("@teacher.safetensors", "our own=@few.safetensors")
+    assert cli.main(command(folder, tmp_path / "out", *models)) == 0
+    capsys.readouterr()
+    assert cli.main(["results", str(tmp_path / "kept"), "--of", str(tmp_path / "out")]) == 0
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line[0].strip() for line in lines[2:]] == ["teacher", "our own"] and len({*map(len, lines)}) == 1
+    kept, made = tmp_path / "kept", tmp_path / "out"
+    assert {path.name for path in (kept / "reports").iterdir()} == {"teacher.json", "our-own.json"}
+    assert (kept / "spectra.png").read_bytes() == (made / "spectra.png").read_bytes()
+    with Image.open(kept / "compare.png") as ours, Image.open(made / "compare.png") as known:
+        assert ours.size == known.size
+    assert not any(str(folder) in path.read_text() for path in kept.rglob("*.json"))

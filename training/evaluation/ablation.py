@@ -18,12 +18,13 @@ PLAINLY = (
 )
 
 
-def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
+def page(result: dict[str, Any], rows_figure: bytes, grid: bytes, spectra: bytes) -> str:
     """The page.
 
     Args:
         result: as ablation.json has it, of all rows, with "effects".
-        grid: pictures of all models on the same prompts and noise, a PNG file.
+        rows_figure: the scores of all rows, a PNG file.
+        grid: pictures of all models on the same prompts and noise, likewise.
         spectra: their radial spectra, likewise.
 
     Returns:
@@ -37,6 +38,7 @@ def page(result: dict[str, Any], grid: bytes, spectra: bytes) -> str:
         _table(rows, result.get("baselines", [])),
         f"<p class='soft' style='margin-top:.8rem'>{escape(PLAINLY)} {escape(_bands(about))}</p>",
         _under(result),
+        html.plot(rows_figure, "Scores of every row, beside the paper's"),
         _effects(result),
         _order(rows),
         html.notes(result["notes"]),
