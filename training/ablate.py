@@ -106,12 +106,12 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
 
 
 def _how(config: AblateConfig, teacher: CheckpointFile) -> EvaluationConfig:
-    """How all are sampled and measured: what is left to a student is said, so that its teacher is sampled likewise."""
-    given, student = config.evaluation, replace(teacher.config, few_steps=config.few_steps or None)
+    """How all are sampled and measured, the same whatever a row's model would have chosen."""
+    given = config.evaluation
     return replace(
         given,
-        steps=steps_of(student, given.steps),
-        guidance=guidance_of(student, given.guidance),
+        steps=steps_of(teacher.config, given.steps),
+        guidance=guidance_of(teacher.config, given.guidance),
         vocabulary=given.vocabulary or config.vocabulary,
     )
 

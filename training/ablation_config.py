@@ -42,6 +42,11 @@ class AblateConfig(DistillConfig):
         for name in ("spatial", "frequency"):
             if getattr(self.loss, name) <= 0:
                 raise SpectralError(f"loss.{name} is 0; an ablation turns it off itself, so give its weight when on.")
+        if self.few_steps:
+            raise SpectralError(
+                f"few_steps is {self.few_steps}, but rows differ in a spatial term, which a student of few steps does "
+                "not have; leave it out, and set such students side by side with: compare."
+            )
         if self.resampler != "wavelet":
             raise SpectralError(f"resampler is {self.resampler}; an ablation trains both kinds, so leave it out.")
 

@@ -30,9 +30,9 @@ def object_info(comfy: ComfyServer) -> dict[str, Any]:
     return info
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stable_one(comfy: ComfyServer) -> Iterator[str]:
-    """A Stable Diffusion 1.x-shaped file of 0.5 GB among the server's checkpoints."""
+    """A Stable Diffusion 1.x-shaped file of 0.5 GB among the server's checkpoints, for one module of tests."""
     path = stable.write_one(comfy.distribution.base / "models" / "checkpoints" / "stable-one.safetensors")
     yield path.name
     path.unlink()

@@ -26,7 +26,7 @@ from spectral_diffusion.training.sample import sample_checkpoint
 
 from . import tiny
 
-RUN = {"steps": 2, "batch_size": 4, "warmup": 1, "log_every": 1, "preview_every": 0, "checkpoint_every": 1}
+RUN = {"steps": 2, "batch_size": 4, "warmup": 1, "log_every": 1, "preview_every": 0, "checkpoint_every": 1, "keep": 1}
 SEVERAL = ["--seeds", "2", "--baselines", "true"]
 PROGRAM = ["-m", "spectral_diffusion.training.ablate", "--config", "config.yaml"]
 
@@ -416,6 +416,7 @@ def test_two_processes_train_and_sample_together(place: Path, several: Path, cop
         (["--loss.spatial", "0"], "loss.spatial is 0; an ablation turns it off itself"),
         (["--loss.frequency", "0"], "loss.frequency is 0"),
         (["--resampler", "conv"], "leave it out"),
+        (["--few_steps", "4"], "few_steps is 4, but rows differ in a spatial term"),
         (["--data.path", "pipe:cat x.tar"], "give such images as reference.path"),
         (["--data.path", "nowhere"], "No data at nowhere"),
         (["--evaluation.steps", "1001"], "1 to 1000 steps"),
