@@ -36,6 +36,7 @@ from .loop.fit import fit
 from .loop.folder import begin, plain, summary
 from .loop.stopping import stopping_in_order
 from .loop.trial import seconds_per_step
+from .portable import portable
 from .previews import Preview
 from .processes import device, is_main
 from .staging import digest, with_autoencoders
@@ -79,7 +80,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     statistics = fit(task, data, config.run, preview)
     path = config.run.out / f"{about.kind}.safetensors"
     if is_main():
-        training = summary(config, statistics, data.count) | {"teacher": teacher.config.training}
+        training = summary(config, statistics, data.count) | {"teacher": portable(teacher.config.training)}
         training |= {"assumed": list(teacher.file.notes)} if teacher.file.notes else {}
         export(path, replace(about, training=training), task.student, teacher, config)
     return {"path": str(path), **statistics, "assumed": list(teacher.file.notes)}

@@ -21,6 +21,7 @@ from .compare import folder_of
 from .evaluation import ablation_figures, table5
 from .evaluation.seeds import listed
 from .files import write_whole
+from .portable import portable
 
 KINDS = {"ablation": "ablation.json", "comparison": "compare.json"}
 
@@ -57,7 +58,7 @@ def keep(run: Path, folder: Path) -> None:
             kept[f"logs/{name}.jsonl"] = log.read_text()
     if kind == "ablation":
         config = yaml.safe_load((run / "config.yaml").read_text())
-        kept["config.yaml"] = yaml.safe_dump(_portable(config), sort_keys=False)
+        kept["config.yaml"] = yaml.safe_dump(portable(config), sort_keys=False)
     kept[KINDS[kind]] = _text(result)  # last: a folder that has it is whole
     for path, content in kept.items():
         write_whole(folder / path, content)
@@ -122,15 +123,6 @@ def _markdown(lines: Sequence[Sequence[str]], left: int) -> str:
     return "\n".join([head, rule, *rest]) + "\n"
 
 
-def _portable(value: Any) -> Any:
-    """Without folders of this machine: an absolute path becomes the name at its end."""
-    if isinstance(value, Mapping):
-        return {key: _portable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_portable(each) for each in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())  # type: ignore[no-any-return]
@@ -139,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(_portable(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(portable(value), indent=1, allow_nan=False) + "\n"
 
 
 def _jpeg(path: Path) -> bytes:

@@ -35,6 +35,7 @@ from .loop.fit import fit
 from .loop.folder import begin, summary
 from .loop.stopping import stopping_in_order
 from .noising import Noising
+from .portable import portable
 from .previews import Preview
 from .processes import is_main
 from .staging import StagedErrors, digest, fill_pairs, process_of, with_autoencoders
@@ -136,7 +137,7 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     preview = Preview(about, task.unet, base.first_stage, task.conditioner, data, contexts)
     statistics = fit(task, data, config.run, preview)
     path = config.run.out / "teacher.safetensors"
-    training = summary(config, statistics, data.count) | {"autoencoder": base.config.training}
+    training = summary(config, statistics, data.count) | {"autoencoder": portable(base.config.training)}
     if is_main():
         checkpoint.save(
             path,

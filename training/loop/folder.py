@@ -7,7 +7,6 @@ import functools
 import importlib.metadata
 import json
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import yaml
 
 from ...spectral.errors import SpectralError
 from ..files import write_whole
+from ..portable import portable, portable_command
 from ..processes import is_main, processes
 from . import snapshots
 from .alone import alone
@@ -166,12 +166,15 @@ def git_commit() -> str | None:
 
 
 def summary(config: Any, statistics: dict[str, float], images: int | None) -> dict[str, Any]:
-    """What an exported model says of the run that made it: command, configuration, data and last statistics."""
+    """What an exported model says of the run that made it: command, configuration, data and last statistics.
+
+    Nobody who gets the model learns where on its maker's machine anything lay.
+    """
     program = Path(sys.argv[0])
-    words = [f"python -m spectral_diffusion.training.{program.stem}" if program.suffix == ".py" else program.name]
+    module = ["python", "-m", f"spectral_diffusion.training.{program.stem}"]
     return {
-        "command": " ".join([*words, shlex.join(sys.argv[1:])]),
-        "config": plain(config, names=True),
+        "command": portable_command([*(module if program.suffix == ".py" else [program.name]), *sys.argv[1:]]),
+        "config": portable(plain(config, names=True)),
         "images": images,
         "statistics": statistics,
         "git": git_commit(),
