@@ -57,6 +57,7 @@ class TeacherConfig:
         recompute: keep no activations for the backward pass, but compute them again: less memory, a third more time.
         stages: of a network that starts on a small or blurred signal (f-DM); without boundaries there are none.
         stage_autoencoders: files with the autoencoders of stages behind a "vae".
+        init: a checkpoint of this architecture, whose U-Net and conditioner this teacher starts from.
         title: of the exported file.
     """
 
@@ -70,6 +71,7 @@ class TeacherConfig:
     recompute: bool = False
     stages: StagesConfig = field(default_factory=StagesConfig)
     stage_autoencoders: tuple[Path, ...] = ()
+    init: Path | None = None
     title: str = "Small LDM teacher"
 
     def __post_init__(self) -> None:
@@ -128,9 +130,13 @@ def train(config: TeacherConfig) -> dict[str, Any]:
     check_fit(config, base.config.first_stage)
     contexts = Contexts(config.conditioning, data, config.dropout)
     pairs = digest(config.stage_autoencoders)
-    begin(config, autoencoder=base.file.sha256, data=data.sha256, stage_autoencoders=pairs)
+    start = None if config.init is None else open_start(config, config.init)
+    began = {} if start is None else {"init": start.file.sha256}
+    begin(config, autoencoder=base.file.sha256, data=data.sha256, stage_autoencoders=pairs, **began)
     data = as_latents(data, base.first_stage, config.autoencoder.name, config.run.out)
     task = DenoisingTask(config, base, contexts)
+    if start is not None:
+        take(task, start)
     about = ModelConfig(
         "teacher", config.unet, base.config.first_stage, config.conditioning, config.schedule, base.config.scale_factor
     )
@@ -185,6 +191,36 @@ def check_fit(config: TeacherConfig, first_stage: FirstStageConfig) -> None:
             f"unet.context_dim is {unet.context_dim}, but conditioning.width {config.conditioning.width}; "
             "set both to one value."
         )
+
+
+def open_start(config: TeacherConfig, path: Path) -> checkpoint.Checkpoint:
+    """The checkpoint that a teacher of this configuration starts from.
+
+    Raises:
+        SpectralError: it has no U-Net, or another architecture, condition or kind of prediction; names the setting.
+    """
+    start = checkpoint.load(path)
+    if start.config.unet is None:
+        raise SpectralError(f"init is {path}, which holds no U-Net; give the checkpoint of a teacher.")
+    pairs = {"unet": (config.unet, start.config.unet), "conditioning": (config.conditioning, start.config.conditioning)}
+    pairs["schedule"] = (config.schedule, start.config.schedule)
+    for section, (own, other) in pairs.items():
+        for name, value in vars(own).items():
+            theirs = getattr(other, name)
+            if value != theirs and name != "class_names":
+                raise SpectralError(
+                    f"{section}.{name} is {value}, but that of {path.name} is {theirs}; make them equal, or leave "
+                    "init out."
+                )
+    return start
+
+
+def take(task: DenoisingTask, start: checkpoint.Checkpoint) -> None:
+    """Give a task the weights of a checkpoint of its architecture."""
+    assert start.unet is not None
+    task.unet.load_state_dict(start.unet.state_dict())
+    if task.conditioner is not None and start.conditioner is not None:
+        task.conditioner.load_state_dict(start.conditioner.state_dict())
 
 
 def with_classes(config: ConditioningConfig, data: Data) -> ConditioningConfig:
