@@ -166,6 +166,18 @@ def test_every_caption_is_shown_equally_often(kind: str, place: Path) -> None:
     assert draws["b"] != draws["e"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_of_the_time_the_first_caption_is_shown(kind: str, place: Path) -> None:
+    """And the others equally often."""
+    for name, shown in by_picture(taken(opened(kind, place, captions="half"), 240)).items():
+        first, *others = SAID[name]
+        counts = Counter(shown)
+        assert set(counts) == set(SAID[name])
+        if others:
+            expected = [60.0] + [60 / len(others)] * len(others)
+            assert stats.chisquare([counts[caption] for caption in (first, *others)], expected).pvalue > 1e-3
+
+
 def test_what_is_shown_depends_on_seed_epoch_and_name_alone(place: Path) -> None:
     """Not on the order, on what else there is, on the batch, or on whether the pictures are latents."""
 
@@ -228,7 +240,7 @@ def test_what_takes_the_place_of_a_corrupt_image_brings_its_own_captions(place: 
 
 
 def test_a_way_of_showing_that_there_is_not_is_refused() -> None:
-    with pytest.raises(SpectralError, match=r"data\.captions is 'last'; expected all or first"):
+    with pytest.raises(SpectralError, match=r"data\.captions is 'last'; expected all, half or first"):
         DataConfig(captions="last")  # type: ignore[arg-type]
 
 

@@ -77,7 +77,7 @@ class Data(ABC):
     ) -> None:
         self.config, self.source = config, source
         self.captions, self.subgroups = captions, subgroups
-        self.also: Mapping[int, tuple[str, ...]] = (also or {}) if config.captions == "all" else {}
+        self.also: Mapping[int, tuple[str, ...]] = {} if config.captions == "first" else also or {}
 
     @property
     def count(self) -> int | None:
@@ -119,7 +119,8 @@ class MapData(Data):
 
     def caption(self, index: int, seed: int, epoch: int) -> str:
         """What a sample is called in one epoch."""
-        return drawn((self.captions[index], *self.also.get(index, ())), seed, epoch, self.key(index))
+        captions = (self.captions[index], *self.also.get(index, ()))
+        return drawn(captions, seed, epoch, self.key(index), self.config.captions == "half")
 
     @abstractmethod
     def key(self, index: int) -> str:

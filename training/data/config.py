@@ -32,7 +32,8 @@ class DataConfig:
             or, below 1, than this share of the data (of a stream, of what has been seen of it), or of 1000 images where
             there are fewer, but then than a quarter of them.
         captions: which is shown of the captions of a sample that has several: "all", one of them drawn anew in every
-            epoch; or always the "first".
+            epoch, each as likely; "half", the first with a chance of one half, else one of the others; or always the
+            "first".
         shuffle: samples that each lane of a stream holds back to mix their order.
         lanes: parts of a stream, over all processes, each of which gives whole batches in its turn; the order of a
             stream depends on their number, and not on that of the workers.
@@ -48,7 +49,7 @@ class DataConfig:
     cache: Literal["auto", "memory", "off"] = "auto"
     posterior: Literal["sample", "mode"] = "sample"
     max_corrupt: float = 0.01
-    captions: Literal["all", "first"] = "all"
+    captions: Literal["all", "half", "first"] = "all"
     shuffle: int = 512
     lanes: int = 8
 
@@ -63,8 +64,8 @@ class DataConfig:
             raise SpectralError(f"data.crop is {self.crop!r}; expected centre or random.")
         if self.posterior not in ("sample", "mode"):
             raise SpectralError(f"data.posterior is {self.posterior!r}; expected sample or mode.")
-        if self.captions not in ("all", "first"):
-            raise SpectralError(f"data.captions is {self.captions!r}; expected all or first.")
+        if self.captions not in ("all", "half", "first"):
+            raise SpectralError(f"data.captions is {self.captions!r}; expected all, half or first.")
         if self.cache not in ("auto", "memory", "off"):
             raise SpectralError(f"data.cache is {self.cache!r}; expected auto, memory or off.")
         if self.cache == "memory" and self.buckets:

@@ -67,9 +67,14 @@ def chosen(groups: Sequence[str], patterns: Sequence[str]) -> bool:
     )
 
 
-def drawn(captions: Sequence[str], seed: int, epoch: int, key: str) -> str:
-    """One of a sample's captions, for one epoch: all are equally likely; a pure function."""
-    return random.Random(f"{seed} {epoch} caption {key}").choice(captions) if len(captions) > 1 else captions[0]
+def drawn(captions: Sequence[str], seed: int, epoch: int, key: str, half: bool = False) -> str:
+    """One of a sample's captions, for one epoch: all are equally likely, or the first half of them; a pure function."""
+    if len(captions) == 1:
+        return captions[0]
+    chance = random.Random(f"{seed} {epoch} caption {key}")
+    if half:
+        return captions[0] if chance.random() < 0.5 else chance.choice(captions[1:])
+    return chance.choice(captions)
 
 
 def said_of(about: Mapping[str, Any]) -> Said:

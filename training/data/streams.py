@@ -166,8 +166,9 @@ class Lane:
 
     def _caption(self, raw: Raw) -> str:
         """What a sample is called in its epoch."""
-        captions = raw.captions[:1] if self.data.config.captions == "first" else raw.captions
-        return drawn(captions, self.seed, raw.epoch, raw.key)
+        shown = self.data.config.captions
+        captions = raw.captions[:1] if shown == "first" else raw.captions
+        return drawn(captions, self.seed, raw.epoch, raw.key, shown == "half")
 
     def _next_block(self) -> Iterator[tuple[Size, list[Raw]]]:
         """Batches not yet decoded: one; or, with buckets, several sorted by aspect, in any order."""
