@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.nn import functional as F
 
 from spectral_diffusion.spectral import checkpoint
 from spectral_diffusion.training.data.config import DataConfig
@@ -21,6 +22,7 @@ from spectral_diffusion.training.sample import sample_checkpoint
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "training" / "configs"
 CHECKPOINTS = REPOSITORY / "workflows" / "checkpoints"
+FIRST_STAGES = REPOSITORY / "training" / "first_stages"
 #: What a file is, and how large it may be.
 MODELS = {"teacher": ("teacher", 60e6), "student": ("student", 20e6), "fdm": ("student", 20e6)}
 
@@ -47,6 +49,25 @@ def test_file_is_small_and_says_how_it_was_made(name: str) -> None:
     made = file.config.training["config"]
     assert same_where_both_speak(yaml.safe_load(CONFIGS.joinpath(f"emoji64-{name}.yaml").read_text()), made)
     assert '"/' not in json.dumps(file.config.training), "the path of a machine"
+
+
+@pytest.mark.parametrize("name", ["images128", "emoji128"])
+def test_a_first_stage_says_how_it_was_made_and_keeps_a_picture(name: str) -> None:
+    """By PSNR, of emoji that it has seen in another size."""
+    path = FIRST_STAGES / f"{name}-autoencoder.safetensors"
+    opened = checkpoint.load(path)
+    assert path.stat().st_size < 2e6 and opened.config.kind == "autoencoder"
+    training, config = opened.config.training, CONFIGS / f"{name}-autoencoder.yaml"
+    assert training["command"] == f"spectral-diffusion train-autoencoder --config training/configs/{config.name}"
+    written, made = yaml.safe_load(config.read_text()), training["config"]
+    assert ("init" in written) == bool(made.pop("init"))  # a file that had another name when this one went on from it
+    assert same_where_both_speak({key: value for key, value in written.items() if key != "init"}, made)
+    image = F.interpolate(open_images(DataConfig()).preview_samples(8)["image"] / 127.5 - 1, 128, mode="bilinear")
+    assert opened.first_stage is not None
+    with torch.no_grad():
+        again = opened.first_stage.decode(opened.first_stage.encode(image)).clamp(-1, 1)
+    ratios = -10 * ((again - image) / 2).square().flatten(1).mean(1).log10()
+    assert ratios.min() > 20 and ratios.mean() > 28
 
 
 @pytest.mark.parametrize("name", ["student", "fdm"])
@@ -81,7 +102,8 @@ def test_the_example_images_are_pictures_that_the_default_models_learnt() -> Non
 
 
 def test_everything_that_the_documents_link_to_is_there() -> None:
-    for document in (*REPOSITORY.glob("*.md"), CHECKPOINTS / "README.md"):
+    documents = (CHECKPOINTS / "README.md", REPOSITORY / "training" / "README.md", FIRST_STAGES / "README.md")
+    for document in (*REPOSITORY.glob("*.md"), *documents):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
