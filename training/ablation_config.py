@@ -47,6 +47,10 @@ class AblateConfig(DistillConfig):
                 f"few_steps is {self.few_steps}, but rows differ in a spatial term, which a student of few steps does "
                 "not have; leave it out, and set such students side by side with: compare."
             )
+        if self.init not in ("random", "teacher"):
+            raise SpectralError(
+                f"init is {self.init}; an ablation trains two kinds of networks, so set it to random or teacher."
+            )
         if self.resampler != "wavelet":
             raise SpectralError(f"resampler is {self.resampler}; an ablation trains both kinds, so leave it out.")
 

@@ -67,6 +67,7 @@ def train(config: DistillConfig) -> dict[str, Any]:
     parts["random_conditions"] = None if others is None else checkpoint.sha256(others)
     answers = answers_of(config, teacher, data, parts)
     parts["stage_autoencoders"] = digest(config.stage_autoencoders)
+    parts["init"] = config.init if config.init in ("random", "teacher") else checkpoint.sha256(Path(config.init))
     begin(config, teacher=teacher.file.sha256, data=data.sha256, **parts)
     if is_main():
         cli.say_assumed(teacher.file.notes + _of_another(data, teacher))
@@ -109,8 +110,7 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
         stages=with_autoencoders(config.stages, config.stage_autoencoders),
     )
     check(unet)
-    if config.init == "teacher":
-        check_initial(unet, teacher.config.unet)
+    check_initial(unet, teacher.config.unet, config.init)
     kind: Literal["student", "lite"] = "student" if config.resampler == "wavelet" else "lite"
     schedule = schedule_of(config, teacher.config.schedule)
     if unet.stages is not None:

@@ -57,7 +57,8 @@ class TeacherConfig:
         recompute: keep no activations for the backward pass, but compute them again: less memory, a third more time.
         stages: of a network that starts on a small or blurred signal (f-DM); without boundaries there are none.
         stage_autoencoders: files with the autoencoders of stages behind a "vae".
-        init: a checkpoint of this architecture, whose U-Net and conditioner this teacher starts from.
+        init: a checkpoint of this architecture, whose U-Net and conditioner this teacher starts from. Its images may be
+            of another size: what there is in small ones is learnt sooner.
         title: of the exported file.
     """
 
@@ -207,7 +208,7 @@ def open_start(config: TeacherConfig, path: Path) -> checkpoint.Checkpoint:
     for section, (own, other) in pairs.items():
         for name, value in vars(own).items():
             theirs = getattr(other, name)
-            if value != theirs and name != "class_names":
+            if value != theirs and name not in ("class_names", "image_size"):
                 raise SpectralError(
                     f"{section}.{name} is {value}, but that of {path.name} is {theirs}; make them equal, or leave "
                     "init out."

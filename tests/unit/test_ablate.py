@@ -417,6 +417,7 @@ def test_two_processes_train_and_sample_together(place: Path, several: Path, cop
         (["--loss.frequency", "0"], "loss.frequency is 0"),
         (["--resampler", "conv"], "leave it out"),
         (["--few_steps", "4"], "few_steps is 4, but rows differ in a spatial term"),
+        (["--init", "other.safetensors"], "an ablation trains two kinds of networks"),
         (["--data.path", "pipe:cat x.tar"], "give such images as reference.path"),
         (["--data.path", "nowhere"], "No data at nowhere"),
         (["--evaluation.steps", "1001"], "1 to 1000 steps"),

@@ -24,7 +24,14 @@ CONFIGS = REPOSITORY / "training" / "configs"
 CHECKPOINTS = REPOSITORY / "workflows" / "checkpoints"
 FIRST_STAGES = REPOSITORY / "training" / "first_stages"
 #: What a file is, and how large it may be.
-MODELS = {"teacher": ("teacher", 60e6), "student": ("student", 20e6), "fdm": ("student", 20e6)}
+MODELS = {
+    "emoji64-teacher": ("teacher", 60e6),
+    "emoji64-student": ("student", 20e6),
+    "emoji64-fdm": ("student", 20e6),
+    "emoji128-teacher": ("teacher", 60e6),
+}
+#: Of the data set in the repository, what all of them have seen.
+LEARNT = ("face-*", "cat-face", "monkey-face", "heart", "food-fruit")
 
 
 def same_where_both_speak(written: Any, resolved: Any) -> bool:
@@ -41,13 +48,13 @@ def same_where_both_speak(written: Any, resolved: Any) -> bool:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_file_is_small_and_says_how_it_was_made(name: str) -> None:
-    path, (kind, limit) = CHECKPOINTS / f"emoji64-{name}.safetensors", MODELS[name]
+    path, (kind, limit) = CHECKPOINTS / f"{name}.safetensors", MODELS[name]
     file = checkpoint.read(path)
     assert path.stat().st_size <= limit
     assert file.config.kind == kind
-    assert f"--config training/configs/emoji64-{name}.yaml" in file.config.training["command"]
+    assert f"--config training/configs/{name}.yaml" in file.config.training["command"]
     made = file.config.training["config"]
-    assert same_where_both_speak(yaml.safe_load(CONFIGS.joinpath(f"emoji64-{name}.yaml").read_text()), made)
+    assert same_where_both_speak(yaml.safe_load(CONFIGS.joinpath(f"{name}.yaml").read_text()), made)
     assert '"/' not in json.dumps(file.config.training), "the path of a machine"
 
 
@@ -78,16 +85,16 @@ def test_students_name_the_teacher_that_ships(name: str) -> None:
     assert (student.config.unet.stages is not None) == (name == "fdm")
 
 
-@pytest.mark.parametrize(("name", "least"), [("teacher", 0.8), ("student", 0.8), ("fdm", 0.8)])
-def test_samples_are_nearest_to_the_picture_of_their_caption(name: str, least: float) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_are_nearest_to_the_picture_of_their_caption(name: str) -> None:
     """Chance would be 1 in 171: of 20 captions, evenly spaced, the nearest of all pictures is mostly their own."""
-    opened = checkpoint.load(CHECKPOINTS / f"emoji64-{name}.safetensors")
-    data = open_images(DataConfig(subgroups=tuple(opened.config.training["config"]["data"]["subgroups"])))
+    opened = checkpoint.load(CHECKPOINTS / f"{name}.safetensors")
+    data = open_images(DataConfig(subgroups=LEARNT))
     chosen = torch.linspace(0, len(data) - 1, 20).long()
     samples = sample_checkpoint(opened, [data.captions[i] for i in chosen], steps=20)
     pictures = data.preview_samples(len(data))["image"] / 255
-    nearest = torch.cdist(samples.flatten(1), pictures.flatten(1)).argmin(1)
-    assert (nearest == chosen).float().mean() >= least
+    nearest = torch.cdist(F.adaptive_avg_pool2d(samples, 64).flatten(1), pictures.flatten(1)).argmin(1)
+    assert (nearest == chosen).float().mean() >= 0.8
 
 
 def test_the_example_images_are_pictures_that_the_default_models_learnt() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectral_diffusion.spectral import checkpoint
-from spectral_diffusion.spectral.config import ScheduleConfig
+from spectral_diffusion.spectral.config import ConditioningConfig, ScheduleConfig
 from spectral_diffusion.spectral.diffusion import Schedule
 from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.spectral.unet import Tap, UNet
@@ -146,6 +146,47 @@ def test_a_run_with_an_option_makes_a_student_that_samples(
     assert images.isfinite().all() and images.std() > 0
 
 
+@pytest.mark.parametrize("lr", [1e-12, 1e-2])
+def test_a_student_may_start_from_another_one(lr: float, teacher: Path, data: DataConfig, tmp_path: Path) -> None:
+    """Also one that learnt from smaller images; and it goes on only from where it began."""
+    config = configure(teacher, data, tmp_path / "run")
+    unet = distill.student_of(config, checkpoint.load(teacher)).unet
+    assert unet is not None
+    path = tmp_path / "other.safetensors"
+    about = checkpoint.read(teacher).config
+    tiny.write(path, replace(about, kind="student", unet=replace(unet, image_size=2 * unet.image_size)))
+    config = replace(config, init=str(path), run=replace(config.run, steps=2, lr=lr, ema=0.0, warmup=1))
+    made, start = checkpoint.load(distill.train(config)["path"]), checkpoint.load(path)
+    assert made.unet is not None and start.unet is not None and made.unet.config == unet
+    pairs = zip(made.unet.state_dict().values(), start.unet.state_dict().values(), strict=True)
+    far = max((a - b).abs().max().item() for a, b in pairs)
+    assert far < 1e-2 if lr < 1e-6 else far > 1e-2  # the file is in float16
+    tiny.write(path, replace(about, kind="student", unet=unet, scale_factor=0.1))
+    with pytest.raises(SpectralError, match=r"a run whose init was not what .*other.safetensors holds now"):
+        distill.train(replace(config, run=replace(config.run, steps=3)))
+
+
+@pytest.mark.parametrize(
+    ("unet", "says"),
+    [
+        ({"resampler": "conv"}, "The student's resampler is wavelet, but that of other.safetensors is conv; make them"),
+        (None, "init is .*other.safetensors, which holds no U-Net"),
+    ],
+)
+def test_another_network_is_no_start(
+    unet: dict[str, Any] | None, says: str, teacher: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    config = configure(teacher, data, tmp_path / "run", init=str(tmp_path / "other.safetensors"))
+    own = distill.student_of(replace(config, init="random"), checkpoint.load(teacher)).unet
+    assert own is not None
+    about = checkpoint.read(teacher).config
+    other = replace(about, kind="autoencoder", unet=None, conditioning=ConditioningConfig())
+    tiny.write(Path(config.init), other if unet is None else replace(about, kind="lite", unet=replace(own, **unet)))
+    with pytest.raises(SpectralError, match=says):
+        distill.train(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_rows_add_up_to_the_losses(teacher: Path, data: DataConfig, batch: Batch) -> None:
     task = task_of(configure(teacher, data))
     found, (error, t) = task(batch), errors_of(task, batch)
@@ -227,8 +268,9 @@ def test_computing_activations_again_changes_no_number(resampler: Any, condition
     [
         ({"zero_terminal_snr": True}, "zero_terminal_snr needs a student that predicts velocity.*set prediction to v"),
         ({"init": "teacher", "model_channels": 96}, "model_channels is 96.*64.*init"),
+        ({"init": "techer"}, "init is techer, which is not there; expected random, teacher or the file of a student"),
     ],
-    ids=["zero-terminal-snr", "wider"],
+    ids=["zero-terminal-snr", "wider", "init"],
 )
 def test_what_cannot_be_is_a_sentence_and_leaves_no_run(
     settings: dict[str, Any], says: str, teacher: Path, data: DataConfig, tmp_path: Path

@@ -54,6 +54,18 @@ def test_it_starts_where_the_other_one_is(lr: float, folder: Path, tmp_path: Pat
         assert far < 1e-2 if lr < 1e-6 else far > 1e-2  # the file is in float16
 
 
+def test_it_starts_from_one_of_smaller_images(folder: Path, tmp_path: Path) -> None:
+    """What is learnt sooner from small images goes into one for larger ones, which its file tells."""
+    small = configure(folder, tmp_path / "run")
+    data, unet = replace(small.data, size=32), replace(UNET, image_size=2 * UNET.image_size)
+    made = checkpoint.load(Path(train_teacher.train(replace(small, data=data, unet=unet))["path"]))
+    assert small.init is not None and made.config.unet is not None
+    start = checkpoint.load(small.init)
+    assert made.config.unet.image_size == 2 * UNET.image_size and made.unet is not None and start.unet is not None
+    pairs = zip(made.unet.state_dict().values(), start.unet.state_dict().values(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-2
+
+
 def test_it_goes_on_only_from_where_it_began(folder: Path, tmp_path: Path) -> None:
     config = configure(folder, tmp_path / "run")
     train_teacher.train(config)

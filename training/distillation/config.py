@@ -112,7 +112,8 @@ class DistillConfig:
             their outputs are compared as noise, in which neither's errors grow without bound.
         zero_terminal_snr: the student's last step is noise alone (Lin et al., 2023); it has to predict "v". The teacher
             is asked at its own step of the nearest noise, its last one for noise beyond that.
-        init: where the student's weights start: "random", or the "teacher"'s, thinned out (see `initialise`).
+        init: where the student's weights start: "random", the "teacher"'s, thinned out (see `initialise`), or those of
+            another student, given by its file.
         few_steps: of a student that needs so few steps of DDIM and no guidance; its data are a teacher's states
             (`data imagine --states`). It predicts velocity, with zero terminal SNR; of `loss`, `frequency` and `alpha`
             count. 0: an ordinary student.
@@ -145,7 +146,7 @@ class DistillConfig:
     random_conditions: RandomConditionsConfig = field(default_factory=RandomConditionsConfig)
     prediction: Literal["teacher", "eps", "v"] = "teacher"
     zero_terminal_snr: bool = False
-    init: Literal["random", "teacher"] = "random"
+    init: str = "random"
     few_steps: int = 0
     stages: StagesConfig = field(default_factory=StagesConfig)
     stage_autoencoders: tuple[Path, ...] = ()

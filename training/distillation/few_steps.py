@@ -22,7 +22,7 @@ from ..data.latents_folder import CachedLatents
 from ..data.trajectories import few_step_schedule
 from ..loop.randomness import SampleRandom
 from .config import DistillConfig
-from .initialise import student_from_teacher
+from .initialise import begin
 from .losses import frequency_errors, spectrum_weights
 from .objectives import bands, rows
 
@@ -47,8 +47,7 @@ class FewStepTask(nn.Module):
         self.schedule = Schedule.from_config(few_step_schedule(teacher.config.schedule))
         self.student = UNet(student)
         self.student.recompute = config.recompute
-        if config.init == "teacher":
-            student_from_teacher(self.student, teacher.unet)
+        begin(self.student, teacher.unet, config.init)
         self._conditioner = (teacher.conditioner,)  # in a tuple, and so none of what is trained
         #: Where the student's steps begin, from noise on; and how they land: x' = keep x + turn v.
         self.times = self.schedule.ddim_timesteps(config.few_steps).flip(0)

@@ -1,4 +1,4 @@
-"""A student's first weights from its teacher's, thinned out.
+"""A student's first weights: from another student's file, or from its teacher's, thinned out.
 
 Every dimension that grows with the width keeps evenly spaced entries of the teacher's, in every layer the same ones:
 the "uniform selection" of Xu et al., "Initializing Models with Larger Ones", ICLR 2024. Even spacing is what lines
@@ -10,14 +10,63 @@ but for their width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...spectral import checkpoint
 from ...spectral.attention import CrossAttention, SelfAttention
 from ...spectral.config import UNetConfig
 from ...spectral.errors import SpectralError
 from ...spectral.unet import UNet
+
+
+def begin(student: UNet, teacher: UNet, init: str) -> None:
+    """Give a student the weights that it starts from, where they are not to be "random".
+
+    Args:
+        init: "random"; "teacher", as `student_from_teacher`; or the path of another student's file, whose images may
+            have been of another size.
+
+    Raises:
+        SpectralError: as `check`.
+    """
+    check(student.config, teacher.config, init)
+    if init == "teacher":
+        student_from_teacher(student, teacher)
+    elif init != "random":
+        other = checkpoint.load(Path(init)).unet
+        assert other is not None
+        student.load_state_dict(other.state_dict())
+
+
+def check(student: UNetConfig, teacher: UNetConfig, init: str) -> None:
+    """That a student can start from what `init` says.
+
+    Raises:
+        SpectralError: the teacher is narrower, or another network but for width and resamplers; or the file cannot be
+            used, or holds another network but for the size of its images.
+    """
+    if init == "teacher":
+        check_teacher(student, teacher)
+    elif init != "random":
+        check_student(student, Path(init))
+
+
+def check_student(student: UNetConfig, path: Path) -> None:
+    """That a student can start with the weights of a file; raises as `check`."""
+    if not path.is_file():
+        raise SpectralError(f"init is {path}, which is not there; expected random, teacher or the file of a student.")
+    other = checkpoint.read(path).config.unet
+    if other is None:
+        raise SpectralError(f"init is {path}, which holds no U-Net; give the checkpoint of a student.")
+    for name, value in vars(student).items():
+        if name != "image_size" and value != getattr(other, name):
+            raise SpectralError(
+                f"The student's {name} is {value}, but that of {path.name} is {getattr(other, name)}; make them equal, "
+                "or set init to random."
+            )
 
 
 @dataclass(frozen=True)
@@ -40,7 +89,7 @@ def student_from_teacher(student: UNet, teacher: UNet) -> Taken:
     Raises:
         SpectralError: the student is wider than the teacher, or another network but for width and resamplers.
     """
-    check(student.config, teacher.config)
+    check_teacher(student.config, teacher.config)
     heads = _heads(teacher)
     known, left = dict(teacher.named_parameters()), []
     for name, parameter in student.named_parameters():
@@ -51,8 +100,8 @@ def student_from_teacher(student: UNet, teacher: UNet) -> Taken:
     return Taken(len(list(student.parameters())) - len(left), tuple(left))
 
 
-def check(student: UNetConfig, teacher: UNetConfig) -> None:
-    """That a student's weights can be taken from its teacher's; raises as `student_from_teacher`."""
+def check_teacher(student: UNetConfig, teacher: UNetConfig) -> None:
+    """That a student's weights can be taken from its teacher's; raises as `check`."""
     if student.model_channels > teacher.model_channels:
         raise SpectralError(
             f"model_channels is {student.model_channels}, but init: teacher takes some of the teacher's "
