@@ -22,7 +22,7 @@ from ..data.latents_folder import CachedLatents
 from ..data.trajectories import few_step_schedule
 from ..loop.randomness import SampleRandom
 from .config import DistillConfig
-from .initialise import begin
+from .initialise import set_first_weights
 from .losses import frequency_errors, spectrum_weights
 from .objectives import bands, rows
 
@@ -47,7 +47,7 @@ class FewStepTask(nn.Module):
         self.schedule = Schedule.from_config(few_step_schedule(teacher.config.schedule))
         self.student = UNet(student)
         self.student.recompute = config.recompute
-        begin(self.student, teacher.unet, config.init)
+        set_first_weights(self.student, teacher.unet, config.init)
         self._conditioner = (teacher.conditioner,)  # in a tuple, and so none of what is trained
         #: Where the student's steps begin, from noise on; and how they land: x' = keep x + turn v.
         self.times = self.schedule.ddim_timesteps(config.few_steps).flip(0)

@@ -22,7 +22,7 @@ from ...spectral.errors import SpectralError
 from ...spectral.unet import UNet
 
 
-def begin(student: UNet, teacher: UNet, init: str) -> None:
+def set_first_weights(student: UNet, teacher: UNet, init: str) -> None:
     """Give a student the weights that it starts from, where they are not to be "random".
 
     Args:

@@ -22,7 +22,7 @@ from ..staging import process_of
 from .answers import Answers
 from .conditions import RandomConditions
 from .config import DistillConfig
-from .initialise import begin
+from .initialise import set_first_weights
 from .losses import Distances, Pair, distances, half, spectrum_weights
 from .objectives import bands, focal_weights, min_snr_weights, rows
 
@@ -73,7 +73,7 @@ class DistillTask(nn.Module):
         self.student = UNet(student)
         self.student.recompute = config.recompute
         self.process = process_of(self.student, self.schedule)
-        begin(self.student, teacher.unet, config.init)
+        set_first_weights(self.student, teacher.unet, config.init)
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
         self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
         self._teacher_schedule, self._teacher_precision = teacher.schedule, config.teacher_precision
