@@ -182,6 +182,8 @@ def _about_unet(file: CheckpointFile, config: ModelConfig) -> list[str]:
         lines += _about_stages(unet, schedule.steps)
     if config.few_steps is not None:
         lines.append(f"Sample it in {config.few_steps} steps, cfg 1, sampler euler or ddim, scheduler simple")
+    elif config.guidance is not None:
+        lines.append(f"Guidance of {config.guidance:g} is in its weights: sample it with cfg 1")
     if file.averaged:
         lines.append("Weights: the averages (EMA) of the training; ema off gives those of its last step")
     if stage is not None:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 
 from .errors import SpectralError
 
-#: Version of the JSON that a reader knows; it refuses a higher one. What older readers know is written as the version
-#: that they know: 1, with stages 2, with a first stage of other than 32 groups or with `few_steps` 3.
-FORMAT_VERSION = 3
+#: Version of the JSON that a reader knows; it refuses a higher one. A file has the oldest version whose readers know
+#: all that it says: 1; with stages 2; with a first stage of other than 32 groups, or `few_steps`, 3; with `guidance` 4.
+FORMAT_VERSION = 4
 
 #: No size, count or step of a model comes near it.
 LARGEST_INTEGER = 2**31 - 1
@@ -197,6 +197,7 @@ class ModelConfig:
         scale_factor: latents that the U-Net sees are first-stage latents × this.
         teacher_sha256: of the checkpoint that a student was distilled from.
         few_steps: the steps that a student of few steps takes, which knows no others; its guidance is in its weights.
+        guidance: the weight of guidance that a student has learnt from guided answers; it is sampled with none.
         training: a summary of the run: command, steps, losses, data; free-form, for people.
     """
 
@@ -209,6 +210,7 @@ class ModelConfig:
     preset: str | None = None
     teacher_sha256: str | None = None
     few_steps: int | None = None
+    guidance: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 

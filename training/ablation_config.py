@@ -47,6 +47,11 @@ class AblateConfig(DistillConfig):
                 f"few_steps is {self.few_steps}, but rows differ in a spatial term, which a student of few steps does "
                 "not have; leave it out, and set such students side by side with: compare."
             )
+        if self.teacher_guidance != 1.0 and self.evaluation.guidance is None:
+            raise SpectralError(
+                f"teacher_guidance is {self.teacher_guidance:g}, which some rows learn and others do not, and all are "
+                "sampled alike; say with which guidance as evaluation.guidance."
+            )
         if self.init not in ("random", "teacher"):
             raise SpectralError(
                 f"init is {self.init}; an ablation trains two kinds of networks, so set it to random or teacher."

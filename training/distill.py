@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..spectral import checkpoint, fdm, presets
+from ..spectral.conditioning import has_null
 from ..spectral.config import ModelConfig, UNetConfig
 from ..spectral.errors import SpectralError
 from ..spectral.limits import check
@@ -118,12 +119,35 @@ def student_of(config: DistillConfig, teacher: checkpoint.Checkpoint) -> ModelCo
     return replace(
         teacher.config,
         kind=kind,
+        guidance=guidance_learnt(config, teacher.config),
         unet=unet,
         schedule=schedule,
         preset=None,
         teacher_sha256=teacher.file.sha256,
         few_steps=config.few_steps or None,
     )
+
+
+def guidance_learnt(config: DistillConfig, teacher: ModelConfig) -> float | None:
+    """The weight of guidance that a student learns from its teacher's answers; None where these have none.
+
+    Raises:
+        SpectralError: the teacher cannot be guided.
+    """
+    if config.few_steps or not (config.loss.spatial or config.loss.frequency):
+        return None
+    if config.teacher_guidance == 1.0:
+        return teacher.guidance
+    if teacher.guidance is not None:
+        raise SpectralError(
+            f"{config.teacher} has guidance of {teacher.guidance:g} in its weights already; set teacher_guidance to 1."
+        )
+    if not has_null(teacher.conditioning):
+        raise SpectralError(
+            f"teacher_guidance is {config.teacher_guidance:g}, but {config.teacher} knows no null condition, which "
+            "guidance leads away from; set teacher_guidance to 1."
+        )
+    return config.teacher_guidance
 
 
 def task_of(config: DistillConfig, unet: UNetConfig) -> type[DistillTask] | type[FewStepTask]:
@@ -172,6 +196,7 @@ def answers_of(
         "settings": {key: value for key, value in plain(config.data).items() if key not in WITHOUT_EFFECT},
         "seed": config.run.seed,
         "dropout": config.dropout,
+        **({"guidance": config.teacher_guidance} if config.teacher_guidance != 1.0 else {}),
         "random_conditions": others,
         "schedule": plain(schedule_of(config, teacher.config.schedule)),
         "precision": [config.run.precision, config.teacher_precision, device().type],

@@ -37,6 +37,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "unet": about["unet"],
         "teacher_sha256": config.teacher_sha256,
         **({} if config.few_steps is None else {"few_steps": config.few_steps}),
+        **({} if config.guidance is None else {"guidance": config.guidance}),
         **({} if config.unet is None or config.unet.stages is None else {"stages": _stages(config)}),
     }
 

@@ -83,8 +83,9 @@ def steps_of(config: ModelConfig, asked: int | None) -> int:
 
 
 def guidance_of(config: ModelConfig, asked: float | None) -> float:
-    """The weight of guidance, as `guidance_weight`; 1 unless asked otherwise for a student of few steps."""
-    return guidance_weight(config.conditioning, 1.0 if asked is None and config.few_steps is not None else asked)
+    """The weight of guidance, as `guidance_weight`; 1 unless asked otherwise where guidance is in the weights."""
+    learnt = config.few_steps is not None or config.guidance is not None
+    return guidance_weight(config.conditioning, 1.0 if asked is None and learnt else asked)
 
 
 def guidance_weight(config: ConditioningConfig, asked: float | None) -> float:
@@ -248,7 +249,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for images/ and grid.png")
     parser.add_argument("--count", type=int, default=1, help="images of each prompt")
     parser.add_argument("--steps", type=int, help="DDIM steps; 50, or those that a student of few steps knows")
-    parser.add_argument("--guidance", type=float, help="weight of classifier-free guidance, 1 is none; 2 by default")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="weight of classifier-free guidance, 1 is none; 2 by default, or 1 where it is in the weights",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
     parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")

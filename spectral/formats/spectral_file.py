@@ -137,6 +137,10 @@ def _description(config: ModelConfig) -> str:
         del description["few_steps"]
     else:
         description["version"] = 3
+    if config.guidance is None:
+        del description["guidance"]
+    else:
+        description["version"] = 4
     return json.dumps(description)
 
 

@@ -89,6 +89,27 @@ def test_info_tells_the_schedule_and_what_was_assumed(comfy: ComfyServer, lightn
     assert "Note: The file does not tell its attention heads; 8 attention heads are assumed" in info
 
 
+@pytest.mark.parametrize(
+    ("learnt", "says"),
+    [
+        ({"guidance": 3.0}, "Guidance of 3 is in its weights: sample it with cfg 1"),
+        ({"few_steps": 4}, "Sample it in 4 steps, cfg 1, sampler euler or ddim, scheduler simple"),
+    ],
+)
+def test_info_tells_how_a_student_is_sampled(
+    learnt: dict[str, Any], says: str, comfy: ComfyServer, folder: Path
+) -> None:
+    path = folder / "learnt.safetensors"
+    parts = teacher()
+    config = ModelConfig("student", ldm_files.CONDITIONED, ldm_files.KL, ldm_files.CLASSES, scale_factor=0.5)
+    checkpoint.save(
+        path, replace(config, **learnt), unet=parts.unet, first_stage=parts.first_stage, conditioner=parts.conditioner
+    )
+    _, info = sample(comfy, prompt(path.name))
+    path.unlink()
+    assert says in info
+
+
 def test_heads_and_prediction_are_the_user_s_to_set(comfy: ComfyServer, lightning: Path) -> None:
     latent, _ = sample(comfy, prompt(lightning.name))
     assert torch.equal(latent, sample(comfy, prompt(lightning.name, heads=8))[0])

@@ -120,6 +120,7 @@ def test_other_questions_have_other_answers(
         {"run": replace(run, seed=1)},
         {"dropout": 0.5},
         {"prediction": "v"},
+        {"teacher_guidance": 2.0},
         {"teacher_precision": "bf16"},
         {"data": replace(data, posterior="mode")},
     ]

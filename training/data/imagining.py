@@ -23,7 +23,7 @@ from ...spectral.conditioning import has_null
 from ...spectral.config import ConditioningConfig
 from ...spectral.errors import SpectralError
 from ..loop.config import check_seed
-from ..sample import class_number, context_of, guidance_weight, latents
+from ..sample import class_number, context_of, guidance_of, latents
 from . import latents_folder, records, shards, trajectories
 from .contexts import class_numbers
 from .dataset import EMOJI64
@@ -52,7 +52,8 @@ class ImagineOptions(WriteOptions):
     Args:
         count: of samples; None: one for each prompt.
         steps: of DDIM.
-        guidance: weight of classifier-free guidance; None is 2, or 1 for a teacher without a null condition.
+        guidance: weight of classifier-free guidance; None is 2, or 1 for a teacher without a null condition, or with
+            guidance in its weights.
         seed: of the noise, and of the prompts' order.
         bf16: ask the teacher in bfloat16.
         vocabulary: for LDM's own text encoder, where BERT's vocab.txt lies.
@@ -163,7 +164,7 @@ def _about(
             "dtype": options.dtype,
             "shard_size": size,
             "steps": options.steps,
-            "guidance": guidance_weight(teacher.config.conditioning, options.guidance),
+            "guidance": guidance_of(teacher.config, options.guidance),
             "seed": options.seed,
             "bf16": options.bf16,
             **({"states": options.states} if options.states else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ class LossConfig:
             al., "Focal Frequency Loss", 2021); `alpha` then means nothing.
         focal_alpha: exponent of the focal weights; 1 in their article.
         min_snr: γ of the min-SNR weighting of L_DDPM (Hang et al., 2023; there 5), beyond the paper; 0 is off.
+        ddpm: of L_DDPM (Eq. 3) itself, 1 in the paper; 0 leaves the teacher's answers alone to learn from.
     """
 
     spatial: float = 0.1
@@ -52,8 +54,10 @@ class LossConfig:
     frequency_weights: Literal["spectrum", "focal"] = "spectrum"
     focal_alpha: float = 1.0
     min_snr: float = 0.0
+    ddpm: float = 1.0
 
     def __post_init__(self) -> None:
+        check_weight("loss.ddpm", self.ddpm)
         check_weight("loss.spatial", self.spatial)
         check_weight("loss.frequency", self.frequency)
         if not abs(self.alpha) <= 8:
@@ -121,6 +125,9 @@ class DistillConfig:
         stage_autoencoders: files with the autoencoders of stages behind a "vae".
         teacher_precision: what the teacher answers in: bfloat16 ("bf16"), as `run.precision` says ("run"), or ("auto")
             the first on GPUs that have it, the second elsewhere.
+        teacher_guidance: weight of the classifier-free guidance that the teacher answers with, beyond the paper; 1 is
+            none. The student learns what guidance makes of the teacher, and is sampled without (Meng et al., "On
+            Distillation of Guided Diffusion Models", CVPR 2023): half the work of every step. For losses of outputs.
         teacher_answers: a folder to keep the teacher's outputs in, and to look them up where another run of the same
             data and seed has asked for them; for losses of outputs alone. 8 KB a sample in bfloat16, for latents of
             4 × 32 × 32.
@@ -151,6 +158,7 @@ class DistillConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     stage_autoencoders: tuple[Path, ...] = ()
     teacher_precision: Literal["auto", "run", "bf16"] = "auto"
+    teacher_guidance: float = 1.0
     teacher_answers: Path | None = None
     recompute: bool = False
     vocabulary: Path | None = None
@@ -170,8 +178,32 @@ class DistillConfig:
             )
         if self.few_steps and (self.stages.boundaries or self.random_conditions.share):
             raise SpectralError("A student of few steps has no stages and no random_conditions; leave them out.")
+        self._check_guidance()
         if self.teacher_answers is not None:
             self._check_answers()
+
+    def _check_guidance(self) -> None:
+        distils = self.loss.spatial > 0 or self.loss.frequency > 0
+        if not (self.loss.ddpm or distils or self.few_steps):
+            raise SpectralError(
+                "loss.ddpm, loss.spatial and loss.frequency are 0, which leaves nothing to learn from; set one above 0."
+            )
+        if self.teacher_guidance == 1.0:
+            return
+        if not 0.0 <= self.teacher_guidance < math.inf:
+            raise SpectralError(
+                f"teacher_guidance is {self.teacher_guidance}; expected a weight of guidance such as 2, or 1 for none."
+            )
+        if self.few_steps:
+            raise SpectralError(
+                "The states that a student of few steps learns from are guided already; leave teacher_guidance out."
+            )
+        taps = self.loss.taps
+        if distils and (taps.down or taps.middle or taps.up):
+            raise SpectralError(
+                "teacher_guidance concerns outputs, and features are compared too; set loss.taps.down, "
+                "loss.taps.middle and loss.taps.up to false, or teacher_guidance to 1."
+            )
 
     def _check_answers(self) -> None:
         taps = self.loss.taps

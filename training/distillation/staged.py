@@ -55,12 +55,13 @@ class StagedDistillTask(DistillTask):
         known = self.known(batch, noised) if self.distils else None
         errors = StagedErrors(self.process, self.student, noised, features=known is not None)
         ddpm = errors.loss(self._sample_weights(noised))
-        losses = {"loss": ddpm, "ddpm": ddpm, "delta": errors.each[1].mean().detach()}
+        loss = self.weights.ddpm * ddpm
+        losses = {"loss": loss, "ddpm": ddpm, "delta": errors.each[1].mean().detach()}
         apart = None
         if known is not None:
             apart = self.apart(errors, noised, known)
             spatial, frequency = apart.spatial.mean(), apart.frequency.mean()
-            loss = ddpm + self.weights.spatial * spatial + self.weights.frequency * frequency
+            loss = loss + self.weights.spatial * spatial + self.weights.frequency * frequency
             losses |= {"loss": loss, "spatial": spatial, "frequency": frequency}
         if noised.paired is not None:
             losses["replaced"] = 1.0 - noised.paired.mean()

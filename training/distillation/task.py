@@ -48,6 +48,7 @@ class DistillTask(nn.Module):
 
     teacher_steps: Tensor
     step_weights: Tensor | None
+    _nothing: Tensor | None
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class DistillTask(nn.Module):
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
         self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
         self._teacher_schedule, self._teacher_precision = teacher.schedule, config.teacher_precision
+        self._guidance, self._nothing = config.teacher_guidance, None
         self.register_buffer("teacher_steps", teacher.schedule.nearest_steps(self.schedule), persistent=False)
         weights = step_weights(self.schedule, config.loss.min_snr, self.process) if config.loss.min_snr else None
         self.register_buffer("step_weights", weights, persistent=False)
@@ -95,13 +97,14 @@ class DistillTask(nn.Module):
         prediction = self.student(x_t, t, context, features=seen)
         error = prediction.float() - self.schedule.target(x_0, t, noise)
         ddpm = self.ddpm(error, t, paired)
-        losses = {"loss": ddpm, "ddpm": ddpm}
+        loss = self.weights.ddpm * ddpm
+        losses = {"loss": loss, "ddpm": ddpm}
         apart = None
         if said is not None:
             output = self.comparable(prediction, said, x_t, t)
             apart = self.distillation(x_0, self.pairs(*output, seen, known))
             spatial, frequency = apart.spatial.mean(), apart.frequency.mean()
-            loss = ddpm + self.weights.spatial * spatial + self.weights.frequency * frequency
+            loss = loss + self.weights.spatial * spatial + self.weights.frequency * frequency
             losses = {"loss": loss, "ddpm": ddpm, "spatial": spatial, "frequency": frequency}
         if paired is not None:
             losses["replaced"] = 1.0 - paired.mean()
@@ -133,8 +136,20 @@ class DistillTask(nn.Module):
         asked = self._teacher_precision
         fast = asked == "bf16" or (asked == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
         precision = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
+        unet, steps = self._frozen[0], self.teacher_steps[t]
         with torch.inference_mode(), precision:
-            return self._frozen[0](x_t, self.teacher_steps[t], context, features=known)
+            said = unet(x_t, steps, context, features=known)
+            if self._guidance == 1.0:
+                return said
+            assert context is not None
+            return said.lerp(unet(x_t, steps, self._null().expand_as(context)), 1.0 - self._guidance)
+
+    def _null(self) -> Tensor:
+        """The null context, [1, T, width], which does not change while its encoder is frozen."""
+        if self._nothing is None:
+            self._nothing = self.noising.contexts.unconditional(self._frozen[1])
+        assert self._nothing is not None  # `distill.student_of` sees to it
+        return self._nothing
 
     def ddpm(self, error: Tensor, t: Tensor, paired: Tensor | None = None) -> Tensor:
         """L_DDPM (Eq. 3), its steps weighted where min-SNR is on; samples with random conditions count as 0.
