@@ -85,6 +85,25 @@ def test_the_loss_is_the_weighted_sum_of_three(
     assert (found["frequency"] > 0) == (frequency > 0)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_features_count_as_much_as_they_are_told_to(normalize: bool, teacher: Path, data: DataConfig) -> None:
+    """Both losses are the output's and the weight times the features'."""
+    found = []
+    for taps in (
+        TapConfig(False, False, False),
+        *(TapConfig(normalize=normalize, weight=weight) for weight in (1.0, 0.25)),
+    ):
+        torch.manual_seed(0)
+        found.append(task_of(config := configure(teacher, data, loss=LossConfig(taps=taps)))(batch_of(config)))
+    for name in ("spatial", "frequency"):
+        output, whole, less = (one[name] for one in found)
+        assert whole > 1.1 * output
+        torch.testing.assert_close(less, output + 0.25 * (whole - output))
+    for weight in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(SpectralError, match="loss.taps.weight is .*; expected a number above 0"):
+            TapConfig(weight=weight)
+
+
 def test_without_weights_it_is_plain_ddpm(teacher: Path, data: DataConfig) -> None:
     """Oracle: the teacher's own training task, with the student's weights, on the same noise."""
     bare = configure(teacher, data, loss=LossConfig(0, 0))

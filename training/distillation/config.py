@@ -23,12 +23,21 @@ class TapConfig:
             every resolution on the way up.
         normalize: divide each sample's losses by the mean square of the teacher's features there, so that no layer
             outweighs the others by its scale alone.
+        weight: of the features' losses beside the output's; 1 in the paper.
     """
 
     down: bool = True
     middle: bool = True
     up: bool = True
     normalize: bool = True
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.weight < math.inf:
+            raise SpectralError(
+                f"loss.taps.weight is {self.weight}; expected a number above 0; features are left out by "
+                "loss.taps.down, loss.taps.middle and loss.taps.up."
+            )
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class DistillTask(nn.Module):
                 continue
             teacher = known[tap].float()
             scale = teacher.square().mean((1, 2, 3), keepdim=True) if self.weights.taps.normalize else 1.0
-            found.append(Pair(align(seen[tap]), teacher, scale))
+            found.append(Pair(align(seen[tap]), teacher, scale / self.weights.taps.weight))
         return found
 
     def distillation(self, x_0: Tensor, pairs: list[Pair]) -> Distances:
