@@ -32,7 +32,7 @@ from .distillation.few_steps import check as check_states
 from .distillation.initialise import check as check_initial
 from .distillation.staged import StagedDistillTask
 from .distillation.summary import describe
-from .distillation.task import DistillTask, schedule_of
+from .distillation.task import DistillTask, compared, schedule_of
 from .loop.fit import fit
 from .loop.folder import begin, plain, summary
 from .loop.stopping import stopping_in_order
@@ -44,7 +44,7 @@ from .staging import digest, with_autoencoders
 from .teachers import digests, open_teacher
 
 #: Of how samples meet their steps and noise; raised where that changes, so that old answers are not taken for new.
-QUESTIONS = 1
+QUESTIONS = 2
 #: Settings of the data that do not change what a sample is; where it lies is one, for its content counts.
 WITHOUT_EFFECT = ("path", "workers", "cache", "max_corrupt")
 
@@ -185,7 +185,7 @@ def answers_of(
     """
     if config.teacher_answers is None or not (config.loss.spatial or config.loss.frequency):
         return None
-    assert teacher.config.unet is not None
+    assert teacher.config.unet is not None and teacher.unet is not None
     others = {key: value for key, value in plain(config.random_conditions).items() if key != "path"}
     questions = {
         "version": QUESTIONS,
@@ -201,8 +201,14 @@ def answers_of(
         "schedule": plain(schedule_of(config, teacher.config.schedule)),
         "precision": [config.run.precision, config.teacher_precision, device().type],
     }
-    unet = teacher.config.unet
-    return Answers(config.teacher_answers, questions, (unet.out_channels, unet.image_size, unet.image_size))
+    widths, side = teacher.unet.tap_channels(), teacher.config.unet.image_size
+    taps = compared(teacher.unet, config.loss.taps)
+    questions |= {"features": [f"{tap.path} {tap.level}" for tap in taps]} if taps else {}
+    shapes = [(teacher.config.unet.out_channels, side, side)]
+    for tap in taps:
+        own = -(-side >> tap.level)
+        shapes.append((widths[tap], own, own))
+    return Answers(config.teacher_answers, questions, shapes)
 
 
 def _remembering(

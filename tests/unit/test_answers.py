@@ -19,7 +19,7 @@ from spectral_diffusion.spectral.errors import SpectralError
 from spectral_diffusion.training import cli, distill
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.distillation.answers import Answers
-from spectral_diffusion.training.distillation.config import DistillConfig, LossConfig, RandomConditionsConfig
+from spectral_diffusion.training.distillation.config import DistillConfig, LossConfig, RandomConditionsConfig, TapConfig
 from spectral_diffusion.training.distillation.task import DistillTask
 
 from .test_distill import configure
@@ -43,6 +43,14 @@ def kept(teacher: Path, data: DataConfig, tmp_path_factory: pytest.TempPathFacto
 def known(kept: Path, tmp_path: Path) -> dict[str, Path]:
     """The same in a folder of one's own, as a setting."""
     return {"teacher_answers": Path(shutil.copytree(kept, tmp_path / "answers"))}
+
+
+@pytest.fixture(scope="module")
+def kept_features(teacher: Path, data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers of which the features are a part, likewise."""
+    folder = tmp_path_factory.mktemp("features")
+    learnt(teacher, data, folder / "run", loss=LossConfig(), teacher_answers=folder / "answers")
+    return folder / "answers"
 
 
 @pytest.fixture
@@ -106,6 +114,46 @@ def test_another_student_of_one_teacher_needs_no_teacher(
     asked.clear()
     assert same(learnt(teacher, data, tmp_path / "second", **other, **known), bare)
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"resampler": "conv"},
+        {"model_channels": 64, "init": "teacher"},
+        {"loss": LossConfig(spatial=0.0, frequency=3.0, taps=TapConfig(weight=0.5, normalize=False))},
+        {"stages": StagesConfig((BoundaryConfig(0.5, "downsample", gamma=0.5),))},
+    ],
+    ids=lambda other: "-".join(other),
+)
+def test_features_are_remembered_too(
+    other: dict[str, Any], teacher: Path, data: DataConfig, kept_features: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    given = {"loss": LossConfig()} | other
+    bare = learnt(teacher, data, tmp_path / "bare", **given)
+    folder = shutil.copytree(kept_features, tmp_path / "answers")
+    asked.clear()
+    assert same(learnt(teacher, data, tmp_path / "second", **given, teacher_answers=folder), bare)
+    assert not asked
+
+
+def test_outputs_alone_and_other_features_are_other_questions(
+    teacher: Path, data: DataConfig, kept_features: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    folder = Path(shutil.copytree(kept_features, tmp_path / "answers"))
+    for taps in (OUTPUT_ALONE, TapConfig(down=False)):
+        asked.clear()
+        learnt(teacher, data, tmp_path / f"{taps.middle}", loss=LossConfig(taps=taps), teacher_answers=folder)
+        assert sum(asked) >= SAMPLES
+    sizes = sorted(path.stat().st_size for path in folder.glob("*.answers"))
+    output, place = (
+        4 * 8 * 8,
+        64 * 8 * 8,
+    )  # numbers; the second level has twice the channels and a quarter of the places
+    up = place + place // 2
+    assert sizes == [
+        4 * SAMPLES * number for number in (output, output + up + place // 2, output + 2 * up + place // 2)
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -178,25 +226,37 @@ def test_damaged_answers_are_asked_for_anew(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_answers_are_read_as_they_were_written(dtype: torch.dtype, tmp_path: Path) -> None:
-    written = Answers(tmp_path, QUESTIONS, (4, 3, 2))
+    written = Answers(tmp_path, QUESTIONS, [(4, 3, 2)])
     assert written.recall(ORDINALS) is None and written.count(10) == 0
     said = torch.randn(3, 4, 3, 2).to(dtype)
-    written.keep(ORDINALS, said)
-    for answers in (written, Answers(tmp_path, QUESTIONS, (4, 3, 2))):
+    written.keep(ORDINALS, [said])
+    for answers in (written, Answers(tmp_path, QUESTIONS, [(4, 3, 2)])):
         for chosen in ([0, 1, 2], [2, 0], [1]):
             found = answers.recall(ORDINALS[chosen])
-            assert found is not None and found.dtype == dtype and torch.equal(found, said[chosen])
+            assert found is not None and found[0].dtype == dtype and torch.equal(found[0], said[chosen])
         assert answers.recall(torch.tensor([5, 6])) is None  # one of them is missing
         assert (answers.count(10), answers.count(9), answers.count(5)) == (3, 2, 1)
-    assert Answers(tmp_path, {"teacher": "two"}, (4, 3, 2)).recall(ORDINALS) is None
+    assert Answers(tmp_path, {"teacher": "two"}, [(4, 3, 2)]).recall(ORDINALS) is None
+
+
+def test_every_tensor_of_an_answer_keeps_its_type(tmp_path: Path) -> None:
+    shapes = [(4, 3, 3), (1, 1, 1), (5, 2, 3)]
+    dtypes = torch.bfloat16, torch.float32, torch.float16
+    said = [torch.randn(3, *shape).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    Answers(tmp_path, QUESTIONS, shapes).keep(ORDINALS, said)
+    found = Answers(tmp_path, QUESTIONS, shapes).recall(ORDINALS[[2, 0]])
+    assert found is not None and tuple(part.dtype for part in found) == dtypes
+    assert all(torch.equal(part, own[[2, 0]]) for part, own in zip(found, said, strict=True))
+    with pytest.raises(ValueError, match="among such of"):
+        Answers(tmp_path, QUESTIONS, shapes).keep(ORDINALS, said[:2])
 
 
 def test_what_was_never_written_takes_no_space(tmp_path: Path) -> None:
-    answers = Answers(tmp_path, QUESTIONS, (4, 32, 32))
-    answers.keep(torch.tensor([100_000]), torch.zeros(1, 4, 32, 32))
+    answers = Answers(tmp_path, QUESTIONS, [(4, 32, 32)])
+    answers.keep(torch.tensor([100_000]), [torch.zeros(1, 4, 32, 32)])
     assert sum(os.stat(path).st_blocks * 512 for path in tmp_path.iterdir()) < 2**20
     found = answers.recall(torch.tensor([100_000]))
-    assert found is not None and not found.any()
+    assert found is not None and not found[0].any()
     assert answers.recall(torch.tensor([99_999])) is None  # zeros, too, but not an answer
 
 
@@ -207,12 +267,11 @@ def test_what_was_never_written_takes_no_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"loss": LossConfig()}, "teacher_answers keeps outputs.*loss.taps.down, loss.taps.middle and loss.taps.up"),
         ({"loss": OUTPUTS, "data": DataConfig(buckets=True)}, "teacher_answers needs squares.*leave data.buckets"),
         ({"loss": OUTPUTS, "data": DataConfig("pipe:cat shard.tar")}, "teacher_answers needs squares"),
         ({"loss": OUTPUTS, "few_steps": 4}, "A student of few steps asks its teacher nothing; leave teacher_answers"),
     ],
-    ids=["features", "buckets", "pipe", "few-steps"],
+    ids=["buckets", "pipe", "few-steps"],
 )
 def test_what_cannot_be_remembered_is_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
     run = configure(tmp_path, DataConfig(), tmp_path / "run").run
@@ -233,20 +292,20 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_and_leaves_no_run(
 
 
 def test_a_damaged_description_is_a_sentence(tmp_path: Path) -> None:
-    Answers(tmp_path, QUESTIONS, (4, 3, 2)).keep(ORDINALS, torch.zeros(3, 4, 3, 2))
+    Answers(tmp_path, QUESTIONS, [(4, 3, 2)]).keep(ORDINALS, [torch.zeros(3, 4, 3, 2)])
     (path,) = tmp_path.glob("*.json")
     path.write_text(path.read_text()[:20])
     with pytest.raises(SpectralError, match=f"{path.name} is damaged; remove it, and the teacher is asked again"):
-        Answers(tmp_path, QUESTIONS, (4, 3, 2))
+        Answers(tmp_path, QUESTIONS, [(4, 3, 2)])
 
 
 def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = Answers(tmp_path, QUESTIONS, (4, 3, 2))
-    answers.keep(ORDINALS, torch.ones(3, 4, 3, 2))
+    answers = Answers(tmp_path, QUESTIONS, [(4, 3, 2)])
+    answers.keep(ORDINALS, [torch.ones(3, 4, 3, 2)])
     answers._rows.unlink()
     answers._rows.symlink_to("/dev/full")
     with pytest.raises(SpectralError, match="cannot be kept in .*No space left on device.*free some space"):
-        answers.keep(ORDINALS, torch.ones(3, 4, 3, 2))
+        answers.keep(ORDINALS, [torch.ones(3, 4, 3, 2)])
 
 
 def test_the_command_line_takes_a_folder(

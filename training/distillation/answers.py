@@ -1,13 +1,12 @@
-"""What a teacher says of the outputs, kept on disk: other runs that would ask the same look it up.
+"""What a teacher answers, outputs and features, kept on disk: other runs that would ask the same look it up.
 
 What a sample meets (its latents, its step, its noise, its condition) depends on the data, the run's seed and the
 sample's ordinal alone. So students of one teacher, data and seed, such as the rows of an ablation, ask the same
-questions in the same order, and all but the first need no teacher. Outputs alone are kept: features would take fifty
-times the space.
+questions in the same order, and all but the first need no teacher.
 
 A folder holds, for everything that the questions hang on, NAME.json, which says what that is, and whose SHA-256 is the
-name; NAME.answers, a row for every ordinal; and NAME.checks, the CRC-32 of every row. A row that does not match its
-check, where a process was killed or a disk was full, counts as not there.
+name; NAME.answers, a row for every ordinal, the output and then the features; and NAME.checks, the CRC-32 of every row.
+A row that does not match its check, where a process was killed or a disk was full, counts as not there.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -30,24 +29,50 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CHECK = np.dtype("<u4")
 
 
+class Kind(NamedTuple):
+    """How a tensor of an answer lies in memory: sums over it are those of the teacher's own to the last bit."""
+
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Kind:
+        last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+        return cls(tensor.dtype, last)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Kind:
+        """What `told` gave; raises LookupError or TypeError where it is something else."""
+        return cls(DTYPES[told["dtype"]], bool(told["channels_last"]))
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return {"dtype": name, "channels_last": self.channels_last}
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
 class Answers:
     """The answers in a folder to the questions of one kind of run.
 
     Args:
         folder: made where it is not there.
         questions: what they hang on, as JSON has it; other questions have other files in the same folder.
-        shape: of an answer, (C, h, w).
+        shapes: of the tensors that an answer consists of, (C, h, w) each.
 
     Raises:
         SpectralError: the folder cannot be written, or what it says of these answers is damaged.
     """
 
-    def __init__(self, folder: Path, questions: Mapping[str, Any], shape: Sequence[int]) -> None:
-        self.folder, self.questions, self.shape = folder, dict(questions), tuple(shape)
+    def __init__(self, folder: Path, questions: Mapping[str, Any], shapes: Sequence[Sequence[int]]) -> None:
+        self.folder, self.questions, self.shapes = folder, dict(questions), [tuple(shape) for shape in shapes]
         name = hashlib.sha256(json.dumps(self.questions, sort_keys=True).encode()).hexdigest()[:16]
         self._about, self._rows, self._checks = (folder / f"{name}.{end}" for end in ("json", "answers", "checks"))
-        #: Of the answers; None before there is one.
-        self.dtype = self._known_dtype()
+        #: Of the tensors of an answer; None before there is one.
+        self.kinds = self._known_kinds()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path in (self._rows, self._checks):
@@ -60,34 +85,39 @@ class Answers:
         with self._checks.open("rb") as file:
             return int(np.count_nonzero(np.frombuffer(file.read(samples * CHECK.itemsize), CHECK)))
 
-    def recall(self, ordinals: Tensor) -> Tensor | None:
-        """The answers for the samples with these ordinals, [B] int64: [B, C, h, w]; None where one is missing."""
-        if self.dtype is None:
+    def recall(self, ordinals: Tensor) -> list[Tensor] | None:
+        """The answers for the samples with these ordinals, [B] int64: [B, C, h, w] each; None where one is missing."""
+        if self.kinds is None:
             return None
-        size, found = self._bytes(self.dtype), bytearray()
+        sizes, found = self._sizes(self.kinds), bytearray()
         with self._rows.open("rb", buffering=0) as rows, self._checks.open("rb", buffering=0) as checks:
             for ordinal in ordinals.tolist():
-                row = _read(rows, ordinal, size)
+                row = _read(rows, ordinal, sum(sizes))
                 if _read(checks, ordinal, CHECK.itemsize) != _check(row):
                     return None
                 found += row
-        return torch.frombuffer(found, dtype=self.dtype).view(len(ordinals), *self.shape)
+        parts = torch.frombuffer(found, dtype=torch.uint8).view(len(ordinals), -1).split(sizes, dim=1)
+        return [
+            part.contiguous().view(kind.dtype).view(-1, *shape).contiguous(memory_format=kind.layout)
+            for part, kind, shape in zip(parts, self.kinds, self.shapes, strict=True)
+        ]
 
-    def keep(self, ordinals: Tensor, answers: Tensor) -> None:
-        """Write the answers [B, C, h, w] for the samples with these ordinals, [B] int64.
+    def keep(self, ordinals: Tensor, answers: Sequence[Tensor]) -> None:
+        """Write the answers, [B, C, h, w] each, for the samples with these ordinals, [B] int64.
 
         Raises:
             SpectralError: they cannot be written.
         """
-        if tuple(answers.shape[1:]) != self.shape:
-            raise ValueError(f"an answer of shape {tuple(answers.shape[1:])} among such of {self.shape}")
+        found = [tuple(part.shape[1:]) for part in answers]
+        if found != self.shapes:
+            raise ValueError(f"an answer of shapes {found} among such of {self.shapes}")
         try:
-            if self.dtype is None:
-                name = next(name for name, dtype in DTYPES.items() if dtype == answers.dtype)
-                about = {"dtype": name, "shape": self.shape, "questions": self.questions}
-                write_whole(self._about, json.dumps(about, indent=1) + "\n")
-                self.dtype = answers.dtype
-            size, content = self._bytes(self.dtype), answers.to("cpu", self.dtype).contiguous().view(torch.uint8)
+            if self.kinds is None:
+                kinds = [Kind.of(part) for part in answers]
+                told = [{**kind.told(), "shape": shape} for kind, shape in zip(kinds, self.shapes, strict=True)]
+                write_whole(self._about, json.dumps({"tensors": told, "questions": self.questions}, indent=1) + "\n")
+                self.kinds = kinds
+            size, content = sum(self._sizes(self.kinds)), self._rows_of(answers, self.kinds)
             with self._rows.open("r+b", buffering=0) as rows, self._checks.open("r+b", buffering=0) as checks:
                 for ordinal, answer in zip(ordinals.tolist(), content, strict=True):
                     row = answer.numpy().tobytes()
@@ -96,15 +126,20 @@ class Answers:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _bytes(self, dtype: torch.dtype) -> int:
-        """Of an answer."""
-        return int(np.prod(self.shape)) * dtype.itemsize
+    def _sizes(self, kinds: Sequence[Kind]) -> list[int]:
+        """Bytes of each tensor of an answer."""
+        return [int(np.prod(shape)) * kind.dtype.itemsize for shape, kind in zip(self.shapes, kinds, strict=True)]
 
-    def _known_dtype(self) -> torch.dtype | None:
+    def _rows_of(self, answers: Sequence[Tensor], kinds: Sequence[Kind]) -> Tensor:
+        """As they are written, [B, bytes] uint8."""
+        parts = (part.to("cpu", kind.dtype).contiguous() for part, kind in zip(answers, kinds, strict=True))
+        return torch.cat([part.flatten(1).view(torch.uint8) for part in parts], dim=1)
+
+    def _known_kinds(self) -> list[Kind] | None:
         if not self._about.exists():
             return None
         try:
-            return DTYPES[json.loads(self._about.read_text())["dtype"]]
+            return [Kind.read(told) for told in json.loads(self._about.read_text())["tensors"]]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise SpectralError(f"{self._about} is damaged; remove it, and the teacher is asked again.") from error
 

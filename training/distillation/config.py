@@ -137,9 +137,9 @@ class DistillConfig:
         teacher_guidance: weight of the classifier-free guidance that the teacher answers with, beyond the paper; 1 is
             none. The student learns what guidance makes of the teacher, and is sampled without (Meng et al., "On
             Distillation of Guided Diffusion Models", CVPR 2023): half the work of every step. For losses of outputs.
-        teacher_answers: a folder to keep the teacher's outputs in, and to look them up where another run of the same
-            data and seed has asked for them; for losses of outputs alone. 8 KB a sample in bfloat16, for latents of
-            4 × 32 × 32.
+        teacher_answers: a folder to keep the teacher's answers in, and to look them up where another run of the same
+            data and seed has asked for them: 8 KB a sample for outputs in bfloat16, of latents of 4 × 32 × 32, and much
+            more for features, the fewer of which are compared the less.
         recompute: keep no activations of the student's blocks for the backward pass, but compute them again (activation
             checkpointing): less memory, a third more time, the same numbers.
         vocabulary: BERT's vocab.txt, for a teacher with LDM's own text encoder.
@@ -215,14 +215,8 @@ class DistillConfig:
             )
 
     def _check_answers(self) -> None:
-        taps = self.loss.taps
         if self.few_steps:
             raise SpectralError("A student of few steps asks its teacher nothing; leave teacher_answers out.")
-        if taps.down or taps.middle or taps.up:
-            raise SpectralError(
-                "teacher_answers keeps outputs, and features are compared too; set loss.taps.down, loss.taps.middle "
-                "and loss.taps.up to false, or leave teacher_answers out."
-            )
         if self.data.buckets or self.data.path.startswith("pipe:"):
             raise SpectralError(
                 "teacher_answers needs squares that are read at random; leave data.buckets and pipe: out, or "

@@ -21,7 +21,7 @@ from ..noising import Noised, Noising
 from ..staging import process_of
 from .answers import Answers
 from .conditions import RandomConditions
-from .config import DistillConfig
+from .config import DistillConfig, TapConfig
 from .initialise import set_first_weights
 from .losses import Distances, Pair, distances, half, spectrum_weights
 from .objectives import bands, focal_weights, min_snr_weights, rows
@@ -83,8 +83,8 @@ class DistillTask(nn.Module):
         weights = step_weights(self.schedule, config.loss.min_snr, self.process) if config.loss.min_snr else None
         self.register_buffer("step_weights", weights, persistent=False)
         self.distils = config.loss.spatial > 0 or config.loss.frequency > 0
-        widths = teacher.unet.tap_channels() if self.distils else {}
-        self.taps = [tap for tap in widths if getattr(config.loss.taps, tap.path)]
+        widths = teacher.unet.tap_channels()
+        self.taps = compared(teacher.unet, config.loss.taps) if self.distils else []
         own = self.student.tap_channels()
         self.align = nn.ModuleList(nn.Conv2d(own[tap], widths[tap], 1) for tap in self.taps)
 
@@ -121,13 +121,15 @@ class DistillTask(nn.Module):
         return self.noising(batch, self._frozen[1], next(self.parameters()).device)
 
     def answer(self, batch: Batch, noised: Noised, known: dict[Tap, Tensor]) -> Tensor:
-        """What the teacher predicts, asked or remembered; `known` receives its features where it is asked."""
+        """What the teacher predicts, asked or remembered; `known` receives its features that are compared."""
         remembered = None if self.answers is None else self.answers.recall(batch["ordinal"])
         if remembered is not None:
-            return remembered.to(noised.x_t.device)
+            said, *features = (part.to(noised.x_t.device) for part in remembered)
+            known.update(zip(self.taps, features, strict=True))
+            return said
         said = self.ask(noised.x_t, noised.t, noised.context, known)
         if self.answers is not None:
-            self.answers.keep(batch["ordinal"], said)
+            self.answers.keep(batch["ordinal"], [said, *(known[tap] for tap in self.taps)])
         return said
 
     def ask(self, x_t: Tensor, t: Tensor, context: Tensor | None, known: dict[Tap, Tensor]) -> Tensor:
@@ -213,6 +215,11 @@ class DistillTask(nn.Module):
             if transformed:
                 terms["frequency"] = apart.frequency, apart.frequency_high
         return terms
+
+
+def compared(teacher: UNet, taps: TapConfig) -> list[Tap]:
+    """The places whose features are compared."""
+    return [tap for tap in teacher.tap_channels() if getattr(taps, tap.path)]
 
 
 def random_conditions(config: DistillConfig, contexts: Contexts, schedule: Schedule) -> RandomConditions | None:
