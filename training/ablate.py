@@ -49,7 +49,8 @@ Reports = dict[int, dict[str, dict[str, Any]]]
 def ablate(config: AblateConfig) -> dict[str, Any] | None:
     """Train and measure every row that is not done; every process of a launch calls this.
 
-    All rows of the first seed come first, then all of the second, and so on: each round completes a table.
+    All rows of the first seed come first, then all of the second, and so on: each round completes a table. Where
+    `config.rows` names some, only these are trained and measured, each in its own folder, and no table is left.
 
     Leaves a folder for each row in `run.out` (ROW, and ROW-seed-N for the seeds behind the first), with its run and, in
     `evaluation/STEPS`, its samples and report; baselines/; and beside them ablation.json, after every row, and
@@ -69,22 +70,23 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
     networks = Networks.load(how.inception, how.clip, how.clip_model)
     plan(teacher.config, teacher.path.name, data, how, networks)  # before hours of training
     done = broadcast_object_list([_done(config, how, teacher, data) if is_main() else None])[0]
-    if is_main():
+    whole = not config.rows
+    if is_main() and whole:
         write_whole(config.run.out / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
 
     @functools.cache
     def seen() -> Measured:
-        log = config.run.out / "corrupt.log"
+        log = config.run.out / ("corrupt.log" if whole else f"corrupt-{'-'.join(config.rows)}.log")
         return scoring.look_at(data, networks, how, captioned=networks.clip is not None, log=log)
 
-    below = _baselines(config, how, teacher, data, networks, seen) if config.baselines else {}
+    below = _baselines(config, how, teacher, data, networks, seen) if config.baselines and whole else {}
     reports: Reports = {}
     result: dict[str, Any] | None = None
     news = False  # whether ablation.json, which may know of later rows, has been written anew
     for seed in config.all_seeds:
-        for number, row in enumerate(ROWS, 1):
+        for number, row in enumerate(config.asked_rows, 1):
             of_which = f" (seed {seed})" if config.seeds > 1 else ""
-            _say(f"Row {number} of {len(ROWS)}{of_which}: {row.title}")
+            _say(f"Row {number} of {len(config.asked_rows)}{of_which}: {row.title}")
             own = configuration(config, row, seed)
             before = scoring.known_report(measured_in(own), {})
             if own.run.out.name not in done:
@@ -97,12 +99,12 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
                 reports.setdefault(seed, {})[row.name] = report
                 _say_scores(report)
                 news |= report != before
-                if news:
+                if news and whole:
                     _write(config.run.out, _result(config, data, reports, below))
-        if is_main() and (news or seed == config.all_seeds[-1]):
+        if is_main() and whole and (news or seed == config.all_seeds[-1]):
             result = _result(config, data, reports, below)
             _leave(config, data, reports, below, result)
-    return result
+    return _result(config, data, reports, below) if is_main() and not whole else result
 
 
 def _how(config: AblateConfig, teacher: CheckpointFile) -> EvaluationConfig:
@@ -168,7 +170,7 @@ def _done(config: AblateConfig, how: EvaluationConfig, teacher: CheckpointFile, 
     inputs |= {"teacher": teacher.sha256} | ({"data": data.sha256} if config.reference is None else {})
     asked = samples.asked(teacher.config, how)
     done = []
-    for seed, row in itertools.product(config.all_seeds, ROWS):
+    for seed, row in itertools.product(config.all_seeds, config.asked_rows):
         own = configuration(config, row, seed)
         check_resumable(own, inputs)
         samples.check_folder(measured_in(own), asked)
@@ -176,7 +178,7 @@ def _done(config: AblateConfig, how: EvaluationConfig, teacher: CheckpointFile, 
             made = checkpoint.read(model_of(own)).config
             if made.teacher_sha256 == teacher.sha256 and same_run(made.training.get("config", {}), own):
                 done.append(own.run.out.name)
-    if config.baselines:
+    if config.baselines and not config.rows:
         samples.check_folder(baseline_in(config, "teacher"), asked)
         samples.check_folder(baseline_in(config, "first-stage"), first_stage.settings_of(data, how))
     return done
@@ -320,15 +322,16 @@ def _say_scores(report: Mapping[str, Any]) -> None:
     _say(", ".join(f"{name} {report[name]:g}" for name in table5.measured_columns({"": report})))
 
 
-def told(result: dict[str, Any], out: Path) -> str:
-    """The table for a terminal, and where the rest is."""
+def told(result: dict[str, Any], page: Path | None) -> str:
+    """The table for a terminal, and where the rest is; None where it has not been made."""
     table = table5.text(result["rows"], result.get("baselines", []))
     lines = ["Table 5 of the paper, with ours beside it", "", table, ""]
     if "improved" in result:
         lines += ["What each part changes, and in how many pairs of rows it helps", "", seeds.text(result), ""]
     if "effects" in result:
         lines.append(table5.claim(result))
-    lines += [ablation.told(result["about"]), ablation.PLAINLY, *result["notes"], "", str(out / "ablation.html")]
+    lines += [ablation.told(result["about"]), ablation.PLAINLY, *result["notes"], ""]
+    lines.append("Run ablate without rows for the table of all." if page is None else str(page))
     return "\n".join(lines)
 
 
@@ -338,7 +341,8 @@ def main(argv: Sequence[str]) -> None:
     config, as_json = cli.parse_config(AblateConfig, argv, "ablate", __doc__)
     result = ablate(config)
     if result is not None:
-        print(json.dumps(result, allow_nan=False) if as_json else told(result, config.run.out))
+        page = None if config.rows else config.run.out / "ablation.html"
+        print(json.dumps(result, allow_nan=False) if as_json else told(result, page))
 
 
 if __name__ == "__main__":

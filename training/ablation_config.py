@@ -9,7 +9,7 @@ from ..spectral.errors import SpectralError
 from .data.config import DataConfig
 from .distillation.config import DistillConfig
 from .evaluation.config import EvaluationConfig
-from .evaluation.table5 import Row
+from .evaluation.table5 import ROWS, Row
 
 MOST_SEEDS = 100
 
@@ -23,18 +23,25 @@ class AblateConfig(DistillConfig):
         reference: the images that samples are compared with; null: those of `data`.
         seeds: trainings of every row, from seeds run.seed, run.seed + 1, …; evaluation.seed is the same for all. May be
             raised later: what is there is kept.
+        rows: the names of the rows to train and measure, where other processes do the others at the same time; the
+            table is left to a run of all, which finds what they have left.
         baselines: whether the first stage alone and the teacher are measured too, to stand under the rows.
     """
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reference: DataConfig | None = None
     seeds: int = 1
+    rows: tuple[str, ...] = ()
     baselines: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise SpectralError(f"seeds is {self.seeds}; expected 1 to {MOST_SEEDS} trainings of every row.")
+        names = [row.name for row in ROWS]
+        for name in self.rows:
+            if name not in names:
+                raise SpectralError(f"rows has {name!r}; expected some of {', '.join(names)}, or none for all.")
         if self.run.seed + self.seeds > 2**32:
             raise SpectralError(
                 f"run.seed is {self.run.seed}, and seeds {self.seeds}; the last seed may be {2**32 - 1}, so lower one."
@@ -58,6 +65,11 @@ class AblateConfig(DistillConfig):
             )
         if self.resampler != "wavelet":
             raise SpectralError(f"resampler is {self.resampler}; an ablation trains both kinds, so leave it out.")
+
+    @property
+    def asked_rows(self) -> list[Row]:
+        """Those that this run trains and measures."""
+        return [row for row in ROWS if not self.rows or row.name in self.rows]
 
     @property
     def all_seeds(self) -> list[int]:

@@ -387,6 +387,29 @@ def test_a_row_with_more_steps_is_trained_on(copied: Path) -> None:
 
 
 @pytest.mark.long
+def test_rows_may_be_shared_out(place: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two ablations at a time in one folder, each of some rows; a third finds them all and leaves the table."""
+    names = [row.name for row in ROWS]
+    shares = names[:3], names[3:]
+    command = [sys.executable, *PROGRAM, "--run.out", "shared", "--rows"]
+    running = [
+        subprocess.Popen([*command, json.dumps(share)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for share in shares
+    ]
+    for process, share in zip(running, shares, strict=True):
+        said, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert f"Row {len(share)} of {len(share)}" in errors and "Run ablate without rows" in said
+    assert not list((copied / "shared").glob("ablation.*"))
+    models = {path: path.stat().st_mtime_ns for path in (copied / "shared").rglob("*.safetensors")}
+    capsys.readouterr()
+    assert cli.main(["ablate", "--config", "config.yaml", "--run.out", "shared"]) == 0
+    assert len(models) == 8 and all(path.stat().st_mtime_ns == made for path, made in models.items())
+    assert "ablation.html" in capsys.readouterr().out
+    together, alone = (read(copied / folder / "ablation.json") for folder in ("shared", "out"))
+    assert together["complete"] and together["rows"] == alone["rows"] and together["effects"] == alone["effects"]
+
+
 def test_two_processes_train_and_sample_together(place: Path, several: Path, copied: Path) -> None:
     """Two rows and the baselines in one launch: the processes stay together behind the first."""
     for row in ROWS[-2:]:
@@ -432,6 +455,7 @@ def test_two_processes_train_and_sample_together(place: Path, several: Path, cop
         (["--seeds", "0"], "seeds is 0; expected 1 to 100 trainings"),
         (["--seeds", "101"], "seeds is 101; expected 1 to 100 trainings"),
         (["--run.seed", "4294967295", "--seeds", "2"], "the last seed may be 4294967295"),
+        (["--rows", '["wavelet"]'], "rows has 'wavelet'; expected some of none, wg, spatial, frequency, wg-spatial"),
         (["--run.seed", "1"], "out/none holds a run with run.seed = 0, not 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
