@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spectral_diffusion.spectral import checkpoint
-from spectral_diffusion.spectral.config import ModelConfig
+from spectral_diffusion.spectral.config import FORMAT_VERSION, ModelConfig
 from spectral_diffusion.spectral.errors import SpectralError
 
 from . import tiny
@@ -122,7 +122,10 @@ DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no-number": (metadata('{"scale_factor": NaN}'), "not valid JSON"),
     "infinite": (metadata('{"scale_factor": 1e999}'), "not valid JSON"),
     "not-an-object": (metadata("[1, 2]"), "should be a JSON object"),
-    "newer-version": (described(lambda d: d.update(version=4)), "format version 4, newer than this reader's 3"),
+    "newer-version": (
+        described(lambda d: d.update(version=FORMAT_VERSION + 1)),
+        f"format version {FORMAT_VERSION + 1}, newer than this reader's {FORMAT_VERSION}",
+    ),
     "newer-version-with-unknown-keys": (described(lambda d: d.update(version=7, stages=3)), "format version 7, newer"),
     "version-not-a-number": (described(lambda d: d.update(version="1")), "version should be int"),
     "unknown-key": (described(lambda d: d.update(sampler="ddim")), "unknown key 'sampler'"),
