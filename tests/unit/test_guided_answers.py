@@ -50,6 +50,23 @@ def test_the_teacher_answers_as_ddim_would_guide_it(weight: float, teacher: Path
         torch.testing.assert_close(said[dropped], without[dropped], rtol=1e-4, atol=1e-5)
 
 
+def test_guidance_changes_nothing_where_the_condition_is_the_null_one(data: DataConfig, tmp_path: Path) -> None:
+    """To the last bit, also where the teacher answers in bfloat16: both passes see the same states of its encoder."""
+    unet = replace(tiny.CONDITIONED, model_channels=64, resampler="conv")
+    about = ModelConfig("teacher", unet, tiny.FIRST_STAGE, tiny.TEXT, scale_factor=0.5)
+    teacher = tiny.write(tmp_path / "teacher.safetensors", about)
+    config = guided(teacher, data, teacher_precision="bf16", dropout=0.5)
+    task, plain = task_of(config), task_of(replace(config, teacher_guidance=1.0))
+    batch = batch_of(config) | {"caption": ["red"] * 4}
+    _, t, _, x_t, context, _ = task.inputs(batch)
+    assert context is not None
+    (nothing,) = task.noising.contexts.unconditional(checkpoint.load(teacher).conditioner)
+    dropped = torch.tensor([torch.allclose(one, nothing) for one in context])
+    said, unguided = task.ask(x_t, t, context, {}), plain.ask(x_t, t, context, {})
+    assert dropped.any() and not dropped.all()
+    assert torch.equal(said[dropped], unguided[dropped]) and not torch.equal(said[~dropped], unguided[~dropped])
+
+
 @pytest.mark.parametrize("stages", [StagesConfig(), StagesConfig((BoundaryConfig(0.5, "blur"),))], ids=["one", "two"])
 def test_l_ddpm_may_count_less_or_not_at_all(stages: StagesConfig, teacher: Path, data: DataConfig) -> None:
     found = {}

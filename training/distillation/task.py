@@ -48,7 +48,7 @@ class DistillTask(nn.Module):
 
     teacher_steps: Tensor
     step_weights: Tensor | None
-    _nothing: Tensor | None
+    _null: Tensor | None
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class DistillTask(nn.Module):
         # In a tuple, and so out of the parameters: what is frozen is neither trained, averaged nor saved.
         self._frozen: tuple[UNet, nn.Module | None] = (teacher.unet, teacher.conditioner)
         self._teacher_schedule, self._teacher_precision = teacher.schedule, config.teacher_precision
-        self._guidance, self._nothing = config.teacher_guidance, None
+        self._guidance, self._null = config.teacher_guidance, None
         self.register_buffer("teacher_steps", teacher.schedule.nearest_steps(self.schedule), persistent=False)
         weights = step_weights(self.schedule, config.loss.min_snr, self.process) if config.loss.min_snr else None
         self.register_buffer("step_weights", weights, persistent=False)
@@ -138,20 +138,22 @@ class DistillTask(nn.Module):
         asked = self._teacher_precision
         fast = asked == "bf16" or (asked == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
         precision = torch.autocast(kind, torch.bfloat16) if fast else nullcontext()
-        unet, steps = self._frozen[0], self.teacher_steps[t]
+        unet, steps, null = self._frozen[0], self.teacher_steps[t], self._null_for(context)
         with torch.inference_mode(), precision:
             said = unet(x_t, steps, context, features=known)
-            if self._guidance == 1.0:
+            if null is None:
                 return said
-            assert context is not None
-            return said.lerp(unet(x_t, steps, self._null().expand_as(context)), 1.0 - self._guidance)
+            return said.lerp(unet(x_t, steps, null), 1.0 - self._guidance)
 
-    def _null(self) -> Tensor:
-        """The null context, [1, T, width], which does not change while its encoder is frozen."""
-        if self._nothing is None:
-            self._nothing = self.noising.contexts.unconditional(self._frozen[1])
-        assert self._nothing is not None  # `distill.student_of` sees to it
-        return self._nothing
+    @torch.no_grad()
+    def _null_for(self, context: Tensor | None) -> Tensor | None:
+        """The null context in the shape of `context`, in the precision that this has; None without guidance."""
+        if self._guidance == 1.0:
+            return None
+        if self._null is None:  # it does not change, for its encoder is frozen
+            self._null = self.noising.contexts.unconditional(self._frozen[1])
+        assert self._null is not None and context is not None  # `distill.guidance_learnt` sees to it
+        return self._null.expand_as(context)
 
     def ddpm(self, error: Tensor, t: Tensor, paired: Tensor | None = None) -> Tensor:
         """L_DDPM (Eq. 3), its steps weighted where min-SNR is on; samples with random conditions count as 0.
