@@ -28,6 +28,7 @@ from .ablation_config import AblateConfig, baseline_in, configuration, measured_
 from .data.images import Images
 from .data.latents_folder import is_cache
 from .distill import train
+from .distillation.config import DistillConfig
 from .evaluate import evaluate, plan
 from .evaluation import ablation, ablation_figures, first_stage, samples, scoring, seeds, table5
 from .evaluation.config import EvaluationConfig
@@ -92,9 +93,7 @@ def ablate(config: AblateConfig) -> dict[str, Any] | None:
             if own.run.out.name not in done:
                 train(own)
                 processes().wait_for_everyone()  # until the main one has written the model
-            opened = checkpoint.load(model_of(own), device=device())
-            report = evaluate(opened, data, measured_in(own), how, networks, reference=seen)
-            gc.collect()  # a run's modules hold each other, and its teacher may be large
+            report = _measure(own, data, how, networks, seen)
             if report is not None:
                 reports.setdefault(seed, {})[row.name] = report
                 _say_scores(report)
@@ -116,6 +115,15 @@ def _how(config: AblateConfig, teacher: CheckpointFile) -> EvaluationConfig:
         guidance=guidance_of(teacher.config, given.guidance),
         vocabulary=given.vocabulary or config.vocabulary,
     )
+
+
+def _measure(
+    config: DistillConfig, data: Images, how: EvaluationConfig, networks: Networks, seen: Callable[[], Measured]
+) -> dict[str, Any] | None:
+    """The report of one trained row; None in processes that are not the main one."""
+    gc.collect()  # a run's modules hold each other, and its teacher may be large
+    opened = checkpoint.load(model_of(config), device=device())
+    return evaluate(opened, data, measured_in(config), how, networks, reference=seen)
 
 
 def _baselines(

@@ -46,6 +46,10 @@ class AblateConfig(DistillConfig):
             raise SpectralError(
                 f"run.seed is {self.run.seed}, and seeds {self.seeds}; the last seed may be {2**32 - 1}, so lower one."
             )
+        if self.loss.ddpm <= 0:
+            raise SpectralError(
+                "loss.ddpm is 0, but rows without distillation have nothing else to learn from; set it above 0."
+            )
         for name in ("spatial", "frequency"):
             if getattr(self.loss, name) <= 0:
                 raise SpectralError(f"loss.{name} is 0; an ablation turns it off itself, so give its weight when on.")

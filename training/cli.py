@@ -122,6 +122,9 @@ class Parser(argparse.ArgumentParser):
 
 #: What a command says of its argument that is a model.
 CHECKPOINT = "a student, Lite or teacher: .safetensors, .ckpt, or a diffusers folder"
+#: Likewise, of how it is sampled.
+STEPS = "DDIM steps; 50, or those that a student of few steps knows"
+GUIDANCE = "weight of classifier-free guidance, 1 is none; 2 by default, or 1 where it is in the weights"
 
 
 def add_read_options(parser: argparse.ArgumentParser) -> None:

@@ -206,12 +206,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the reports and the figures")
     parser.add_argument("--count", type=int, help="samples of each; by default as many as the data has")
     parser.add_argument("--columns", type=int, default=10, help="pictures of each in the grid")
-    parser.add_argument("--steps", type=int, help="DDIM steps; 50, or those that a student of few steps knows")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        help="weight of classifier-free guidance, 1 is none; 2 by default, or 1 where it is in the weights",
-    )
+    parser.add_argument("--steps", type=int, help=cli.STEPS)
+    parser.add_argument("--guidance", type=float, help=cli.GUIDANCE)
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the order of the prompts")
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     parser.add_argument("--json", action="store_true", help="print what compare.json holds")

@@ -134,7 +134,7 @@ def guidance_learnt(config: DistillConfig, teacher: ModelConfig) -> float | None
     Raises:
         SpectralError: the teacher cannot be guided.
     """
-    if config.few_steps or not (config.loss.spatial or config.loss.frequency):
+    if config.few_steps or not config.loss.distils:
         return None
     if config.teacher_guidance == 1.0:
         return teacher.guidance
@@ -183,7 +183,7 @@ def answers_of(
     Raises:
         SpectralError: as `Answers`.
     """
-    if config.teacher_answers is None or not (config.loss.spatial or config.loss.frequency):
+    if config.teacher_answers is None or not config.loss.distils:
         return None
     assert teacher.config.unet is not None and teacher.unet is not None
     others = {key: value for key, value in plain(config.random_conditions).items() if key != "path"}

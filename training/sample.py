@@ -248,12 +248,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("prompts", nargs="*", help="texts, class names or class numbers; none for unconditional models")
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder for images/ and grid.png")
     parser.add_argument("--count", type=int, default=1, help="images of each prompt")
-    parser.add_argument("--steps", type=int, help="DDIM steps; 50, or those that a student of few steps knows")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        help="weight of classifier-free guidance, 1 is none; 2 by default, or 1 where it is in the weights",
-    )
+    parser.add_argument("--steps", type=int, help=cli.STEPS)
+    parser.add_argument("--guidance", type=float, help=cli.GUIDANCE)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
     parser.add_argument("--vocabulary", type=Path, help="BERT's vocab.txt, for models with LDM's own text encoder")

@@ -146,10 +146,8 @@ def test_outputs_alone_and_other_features_are_other_questions(
         learnt(teacher, data, tmp_path / f"{taps.middle}", loss=LossConfig(taps=taps), teacher_answers=folder)
         assert sum(asked) >= SAMPLES
     sizes = sorted(path.stat().st_size for path in folder.glob("*.answers"))
-    output, place = (
-        4 * 8 * 8,
-        64 * 8 * 8,
-    )  # numbers; the second level has twice the channels and a quarter of the places
+    # the second level has twice the channels and a quarter of the places
+    output, place = 4 * 8 * 8, 64 * 8 * 8
     up = place + place // 2
     assert sizes == [
         4 * SAMPLES * number for number in (output, output + up + place // 2, output + 2 * up + place // 2)

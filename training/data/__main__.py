@@ -128,11 +128,7 @@ def imagine(argv: Sequence[str]) -> None:
     parser.add_argument("--subgroups", nargs="+", default=(), help="of --data, only these; a * at the end matches any")
     parser.add_argument("--count", type=int, help="samples in all; one for each prompt if not given")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        help="weight of classifier-free guidance, 1 is none; 2 by default, or 1 where it is in the weights",
-    )
+    parser.add_argument("--guidance", type=float, help=cli.GUIDANCE)
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the order of the prompts")
     parser.add_argument("--batch", type=int, default=16, help="samples that are made together")
     parser.add_argument("--shard-size", type=int, default=1024, help="samples of a shard; processes take whole ones")

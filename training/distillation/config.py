@@ -75,6 +75,11 @@ class LossConfig:
             raise SpectralError(f"loss.focal_alpha is {self.focal_alpha}; expected an exponent above 0, up to 8.")
         check_weight("loss.min_snr", self.min_snr)
 
+    @property
+    def distils(self) -> bool:
+        """Whether the student learns from what its teacher says, besides the data."""
+        return self.spatial > 0 or self.frequency > 0
+
 
 @dataclass(frozen=True)
 class RandomConditionsConfig:
@@ -176,7 +181,11 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_dropout(self.dropout)
-        if self.random_conditions.share and not (self.loss.spatial or self.loss.frequency):
+        if not (self.loss.ddpm or self.loss.distils or self.few_steps):
+            raise SpectralError(
+                "loss.ddpm, loss.spatial and loss.frequency are 0, which leaves nothing to learn from; set one above 0."
+            )
+        if self.random_conditions.share and not self.loss.distils:
             raise SpectralError(
                 "random_conditions needs the teacher's answers, but loss.spatial and loss.frequency are 0; set one of "
                 "them above 0, or random_conditions.share to 0."
@@ -187,18 +196,12 @@ class DistillConfig:
             )
         if self.few_steps and (self.stages.boundaries or self.random_conditions.share):
             raise SpectralError("A student of few steps has no stages and no random_conditions; leave them out.")
-        self._check_guidance()
+        if self.teacher_guidance != 1.0:
+            self._check_guidance()
         if self.teacher_answers is not None:
             self._check_answers()
 
     def _check_guidance(self) -> None:
-        distils = self.loss.spatial > 0 or self.loss.frequency > 0
-        if not (self.loss.ddpm or distils or self.few_steps):
-            raise SpectralError(
-                "loss.ddpm, loss.spatial and loss.frequency are 0, which leaves nothing to learn from; set one above 0."
-            )
-        if self.teacher_guidance == 1.0:
-            return
         if not 0.0 <= self.teacher_guidance < math.inf:
             raise SpectralError(
                 f"teacher_guidance is {self.teacher_guidance}; expected a weight of guidance such as 2, or 1 for none."
@@ -208,7 +211,7 @@ class DistillConfig:
                 "The states that a student of few steps learns from are guided already; leave teacher_guidance out."
             )
         taps = self.loss.taps
-        if distils and (taps.down or taps.middle or taps.up):
+        if self.loss.distils and (taps.down or taps.middle or taps.up):
             raise SpectralError(
                 "teacher_guidance concerns outputs, and features are compared too; set loss.taps.down, "
                 "loss.taps.middle and loss.taps.up to false, or teacher_guidance to 1."

@@ -52,7 +52,7 @@ class StagedDistillTask(DistillTask):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert self.process is not None
         noised = self.inputs(batch)
-        known = self.known(batch, noised) if self.distils else None
+        known = self.known(batch, noised) if self.weights.distils else None
         errors = StagedErrors(self.process, self.student, noised, features=known is not None)
         ddpm = errors.loss(self._sample_weights(noised))
         loss = self.weights.ddpm * ddpm

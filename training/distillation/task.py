@@ -82,9 +82,8 @@ class DistillTask(nn.Module):
         self.register_buffer("teacher_steps", teacher.schedule.nearest_steps(self.schedule), persistent=False)
         weights = step_weights(self.schedule, config.loss.min_snr, self.process) if config.loss.min_snr else None
         self.register_buffer("step_weights", weights, persistent=False)
-        self.distils = config.loss.spatial > 0 or config.loss.frequency > 0
         widths = teacher.unet.tap_channels()
-        self.taps = compared(teacher.unet, config.loss.taps) if self.distils else []
+        self.taps = compared(teacher.unet, config.loss.taps) if self.weights.distils else []
         own = self.student.tap_channels()
         self.align = nn.ModuleList(nn.Conv2d(own[tap], widths[tap], 1) for tap in self.taps)
 
@@ -92,7 +91,7 @@ class DistillTask(nn.Module):
         noised = self.inputs(batch)
         x_0, t, noise, x_t, context, paired = noised
         known: dict[Tap, Tensor] = {}
-        said = self.answer(batch, noised, known) if self.distils else None
+        said = self.answer(batch, noised, known) if self.weights.distils else None
         seen: dict[Tap, Tensor] = {}
         prediction = self.student(x_t, t, context, features=seen)
         error = prediction.float() - self.schedule.target(x_0, t, noise)
@@ -113,7 +112,7 @@ class DistillTask(nn.Module):
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """What takes most of the time."""
-        return (self.student, self._frozen[0]) if self.distils else (self.student,)
+        return (self.student, self._frozen[0]) if self.weights.distils else (self.student,)
 
     @torch.no_grad()
     def inputs(self, batch: Batch) -> Noised:
