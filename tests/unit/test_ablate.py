@@ -226,6 +226,7 @@ def interrupted(config: Any) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_two_processes_train_and_sample_together(place: Path, several: Path, copied: Path) -> None:
     """Two rows and the baselines in one launch: the processes stay together behind the first."""
     for row in ROWS[-2:]:
