@@ -124,6 +124,7 @@ class Parser(argparse.ArgumentParser):
 CHECKPOINT = "a student, Lite or teacher: .safetensors, .ckpt, or a diffusers folder"
 #: Likewise, of how it is sampled.
 STEPS = "DDIM steps; 50, or those that a student of few steps knows"
+CUTOFF = "between low and high band, cycles per image; 28, less below 150 px"
 GUIDANCE = "weight of classifier-free guidance, 1 is none; 2 by default, or 1 where it is in the weights"
 
 

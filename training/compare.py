@@ -210,6 +210,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--guidance", type=float, help=cli.GUIDANCE)
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the order of the prompts")
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
+    parser.add_argument("--cutoff", type=float, help=cli.CUTOFF)
     parser.add_argument("--json", action="store_true", help="print what compare.json holds")
     running.add_options(parser)
     arguments = parser.parse_args(argv)

@@ -192,9 +192,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise and the order of the prompts")
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the training size by default")
-    parser.add_argument(
-        "--cutoff", type=float, help="between low and high band, cycles per image; 28, less below 150 px"
-    )
+    parser.add_argument("--cutoff", type=float, help=cli.CUTOFF)
     parser.add_argument("--window", choices=["hann", "none"], default="hann", help="none: for images without a seam")
     parser.add_argument("--images", type=Path, help="measure these pictures instead of sampling")
     parser.add_argument("--inception", type=Path, help="weights of FID's Inception, for the standard FID")

@@ -38,7 +38,8 @@ def test_every_model_is_measured_as_evaluate_does(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = ("@teacher.safetensors", "our own=@few.safetensors")
-    assert cli.main([*command(folder, tmp_path / "out", *models), "--seed", "5", "--json"]) == 0
+    how = ["--seed", "5", "--cutoff", "4", "--json"]
+    assert cli.main([*command(folder, tmp_path / "out", *models), *how]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "out" / "compare.json").read_text())
     teacher, ours = result["models"]
@@ -55,12 +56,13 @@ def test_every_model_is_measured_as_evaluate_does(
         "--batch",
         "3",
     ]
-    assert cli.main([*alone, "--seed", "5", "--out", str(tmp_path / "alone"), "--json"]) == 0
+    assert cli.main([*alone, *how, "--out", str(tmp_path / "alone")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert all(
         ours[name] == report[name] for name in ("fd_effnet", "low_error", "high_error", "alpha", "params", "macs")
     )
     assert result["about"]["data"]["sha256"] == report["data"]["sha256"] and result["about"]["samples"] == 6
+    assert result["about"]["cutoff"] == report["cutoff"] == 4
     assert len(result["notes"]) == len(set(result["notes"])) and not any("(student)" in n for n in result["notes"])
     both, grid = (Image.open(tmp_path / "out" / name) for name in ("compare.png", "grid.png"))
     assert both.height == grid.height and both.width > grid.width
