@@ -116,14 +116,14 @@ def save_grid(rows: Mapping[str, Tensor], path: Path, scale: int = 2) -> None:
 
 
 def beside(left: Path, right: Path, path: Path) -> None:
-    """Write two pictures beside each other, the right one as high as the left one, over white."""
+    """Write two pictures beside each other over white, the right one no higher than the left one: PNG, or .jpg."""
     first, second = (Image.open(file).convert("RGB") for file in (left, right))
-    size = round(second.width * first.height / second.height), first.height
-    sheet = Image.new("RGB", (first.width + size[0], first.height), "white")
+    second.thumbnail((second.width, first.height), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (first.width + second.width, first.height), "white")
     sheet.paste(first, (0, 0))
-    sheet.paste(second.resize(size, Image.Resampling.LANCZOS), (first.width, 0))
+    sheet.paste(second, (first.width, 0))
     content = io.BytesIO()
-    sheet.save(content, format="PNG", optimize=True)
+    sheet.save(content, format="JPEG" if path.suffix == ".jpg" else "PNG", optimize=True, quality=90)
     _write(path, content)
 
 

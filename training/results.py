@@ -66,7 +66,7 @@ def keep(run: Path, folder: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Make the figures and the table of a folder that `keep` wrote: rows.png, spectra.png, compare.png, table.md.
+    """Make the figures and the table of a folder that `keep` wrote: rows.png, spectra.png, compare.jpg, table.md.
 
     Raises:
         SpectralError: as `kind_of`, or one of its files is missing.
@@ -84,7 +84,7 @@ def draw(folder: Path) -> None:
         return
     named = {model["name"]: reports[folder_of(model["name"])] for model in result["models"]}
     compare.plot_spectra(named, folder / "spectra.png")
-    figures.beside(folder / "grid.jpg", folder / "spectra.png", folder / "compare.png")
+    figures.beside(folder / "grid.jpg", folder / "spectra.png", folder / "compare.jpg")
     said = f"{result['about']['samples']:,} samples of each."
     write_whole(folder / "table.md", f"{_markdown(compare.table(result), 1)}\n{said}\n")
 

@@ -114,6 +114,6 @@ def test_what_is_kept_is_drawn_again(folder: Path, tmp_path: Path, capsys: pytes
     kept, made = tmp_path / "kept", tmp_path / "out"
     assert {path.name for path in (kept / "reports").iterdir()} == {"teacher.json", "our-own.json"}
     assert (kept / "spectra.png").read_bytes() == (made / "spectra.png").read_bytes()
-    with Image.open(kept / "compare.png") as ours, Image.open(made / "compare.png") as known:
+    with Image.open(kept / "compare.jpg") as ours, Image.open(made / "compare.png") as known:
         assert ours.size == known.size
     assert not any(str(folder) in path.read_text() for path in kept.rglob("*.json"))

@@ -109,8 +109,9 @@ def test_the_example_images_are_pictures_that_the_default_models_learnt() -> Non
 
 
 def test_everything_that_the_documents_link_to_is_there() -> None:
-    documents = (CHECKPOINTS / "README.md", REPOSITORY / "training" / "README.md", FIRST_STAGES / "README.md")
-    for document in (*REPOSITORY.glob("*.md"), *documents):
+    training = REPOSITORY / "training"
+    folders = (CHECKPOINTS, training, FIRST_STAGES, training / "results")
+    for document in (*REPOSITORY.glob("*.md"), *(folder / "README.md" for folder in folders)):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
