@@ -41,11 +41,11 @@ def check(config: UNetConfig) -> None:
     if config.resampler == "wavelet":
         if config.wavelet != "haar":
             wavelets.filter_bank(config.wavelet)
-        for mult in config.channel_mult:
+        for mult in config.channel_mult[1:]:  # every level that is left upwards
             if config.model_channels * mult % 4:
                 raise SpectralError(
                     f"{config.model_channels * mult} channels do not split into the four bands of a wavelet; choose "
-                    "model_channels and channel_mult whose products are multiples of 4."
+                    "model_channels and channel_mult whose products are multiples of 4, behind the first."
                 )
     if config.stages is not None:
         check_entries(config)

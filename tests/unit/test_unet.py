@@ -211,7 +211,7 @@ def test_time_embedding_is_cosines_then_sines(width: int) -> None:
         ({"model_channels": 48}, "48.*multiple of 32"),
         ({"norm_groups": 12}, "32.*multiple of 12"),
         ({"norm_groups": 0}, "norm_groups"),
-        ({"resampler": "wavelet", "model_channels": 6, "norm_groups": 2, "num_head_channels": 6}, "6 channels.*bands"),
+        ({"resampler": "wavelet", "model_channels": 6, "norm_groups": 2, "channel_mult": (2, 3)}, "18 channels.*bands"),
         ({"num_head_channels": -1, "num_heads": -1}, "num_heads or num_head_channels"),
         ({"num_head_channels": 64}, "32 channels.*heads.*num_head_channels"),
         ({"use_spatial_transformer": True}, "context_dim"),
@@ -229,8 +229,15 @@ def test_what_cannot_be_built_is_refused_in_a_sentence(settings: dict[str, objec
     [
         {"num_head_channels": 64, "attention_resolutions": (2,), "channel_mult": (1, 2, 4)},
         {"num_head_channels": 0, "num_heads": 2},
+        {
+            "resampler": "wavelet",
+            "model_channels": 18,
+            "norm_groups": 3,
+            "channel_mult": (1, 2, 4),
+            "num_head_channels": 9,
+        },
     ],
-    ids=["heads-fit-where-attention-is", "zero-head-channels-means-num-heads"],
+    ids=["heads-fit-where-attention-is", "zero-head-channels-means-num-heads", "bands-where-there-are-four"],
 )
 def test_what_can_be_built_is_not_refused(settings: dict[str, object]) -> None:
     config = replace(BASE, **settings)  # type: ignore[arg-type]
