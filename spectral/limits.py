@@ -41,11 +41,11 @@ def check(config: UNetConfig) -> None:
     if config.resampler == "wavelet":
         if config.wavelet != "haar":
             wavelets.filter_bank(config.wavelet)
-        for mult in config.channel_mult[1:]:  # every level that is left upwards
+        for mult in config.channel_mult[1:]:  # levels that features leave upwards, as four bands
             if config.model_channels * mult % 4:
                 raise SpectralError(
                     f"{config.model_channels * mult} channels do not split into the four bands of a wavelet; choose "
-                    "model_channels and channel_mult whose products are multiples of 4, behind the first."
+                    "model_channels whose product with every channel_mult but the first is a multiple of 4."
                 )
     if config.stages is not None:
         check_entries(config)
