@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from spectral_diffusion.training.data.config import DataConfig
 from spectral_diffusion.training.tokens import declare_torchvision_operators
 
-from . import tiny
+from . import ablations, tiny
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
@@ -30,6 +31,20 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """Eight pictures for it."""
     return DataConfig(str(tiny.pictures(tmp_path_factory.mktemp("data"))), size=16)
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, data, and what an ablation left in `out`."""
+    return ablations.place(tmp_path_factory.mktemp("ablate"))
+
+
+@pytest.fixture
+def copied(ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, to change, where the test is in."""
+    folder = Path(shutil.copytree(ablation, tmp_path / "place"))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture

@@ -22,30 +22,15 @@ from spectral_diffusion.training import ablate, cli
 from spectral_diffusion.training.evaluation.table5 import ROWS
 from spectral_diffusion.training.sample import sample_checkpoint
 
-from . import ablations
 from .ablations import PROGRAM, again, model_of, read, state
 
 SEVERAL = ["--seeds", "2", "--baselines", "true"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher, data, and what an ablation left in `out`."""
-    return ablations.place(tmp_path_factory.mktemp("ablate"))
-
-
-@pytest.fixture
-def copied(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder, to change, where the test is in."""
-    folder = Path(shutil.copytree(place, tmp_path / "place"))
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def several(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def several(ablation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same folder, asked for a second seed and the baselines when the first was done."""
-    folder = Path(shutil.copytree(place, tmp_path_factory.mktemp("several") / "place"))
+    folder = Path(shutil.copytree(ablation, tmp_path_factory.mktemp("several") / "place"))
     again(folder, *SEVERAL)
     return folder
 
@@ -53,26 +38,26 @@ def several(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What it leaves
 
 
-def test_rows_differ_in_their_parts_alone(place: Path) -> None:
-    runs = {row: yaml.safe_load((place / "out" / row.name / "config.yaml").read_text()) for row in ROWS}
+def test_rows_differ_in_their_parts_alone(ablation: Path) -> None:
+    runs = {row: yaml.safe_load((ablation / "out" / row.name / "config.yaml").read_text()) for row in ROWS}
     for row, run in runs.items():
         assert run.pop("resampler") == ("wavelet" if row.gating else "conv")
         assert run["loss"].pop("spatial") == (0.1 if row.spatial else 0.0)
         assert run["loss"].pop("frequency") == (0.1 if row.frequency else 0.0)
         assert run["run"].pop("out") == f"out/{row.name}" and run.pop("title") == f"<Tiny> ({row.title})"
     assert all(run == runs[ROWS[0]] for run in runs.values())
-    reports = [read(place / "out" / row.name / "evaluation" / "000002" / "report.json") for row in ROWS]
+    reports = [read(ablation / "out" / row.name / "evaluation" / "000002" / "report.json") for row in ROWS]
     models = [report["sampling"].pop("checkpoint") for report in reports]
     assert len(set(models)) == 8
     for part in ("sampling", "images", "data", "cutoff", "window", "features"):
         assert all(report[part] == reports[0][part] for report in reports), part
 
 
-def test_the_table_holds_what_the_reports_say(place: Path) -> None:
-    result = read(place / "out" / "ablation.json")
+def test_the_table_holds_what_the_reports_say(ablation: Path) -> None:
+    result = read(ablation / "out" / "ablation.json")
     assert result["complete"] and [row["name"] for row in result["rows"]] == [row.name for row in ROWS]
     for row, entry in zip(ROWS, result["rows"], strict=True):
-        report = read(place / "out" / row.name / "evaluation" / "000002" / "report.json")
+        report = read(ablation / "out" / row.name / "evaluation" / "000002" / "report.json")
         assert entry["paper_fid"] == row.paper_fid
         for name in ("fd_effnet", "kid_effnet", "low_error", "high_error", "params", "macs"):
             assert entry[name] == report[name], name
@@ -82,17 +67,17 @@ def test_the_table_holds_what_the_reports_say(place: Path) -> None:
     assert any("trained once" in note for note in result["notes"])
 
 
-def test_the_page_says_plainly_what_is_compared(place: Path) -> None:
-    html = (place / "out" / "ablation.html").read_text()
+def test_the_page_says_plainly_what_is_compared(ablation: Path) -> None:
+    html = (ablation / "out" / "ablation.html").read_text()
     assert "The numbers of the two cannot be compared" in html and "Ablation of &lt;Tiny&gt;" in html
     for source in re.findall(r"src='([^']*)'", html):
         assert source.startswith("data:image/")
     links = re.findall(r"href='([^']*)'", html)
-    assert len(links) == 8 and all((place / "out" / link).is_file() for link in links)
-    with Image.open(place / "out" / "grid.png") as grid:
+    assert len(links) == 8 and all((ablation / "out" / link).is_file() for link in links)
+    with Image.open(ablation / "out" / "grid.png") as grid:
         assert grid.height > 9 * 2 * 16
     for name in ("rows.png", "spectra.png"):
-        with Image.open(place / "out" / name) as plot:
+        with Image.open(ablation / "out" / name) as plot:
             assert plot.width > 500
 
 
@@ -104,11 +89,11 @@ def reports_of(folder: Path, row: str) -> list[dict[str, Any]]:
     return [read(folder / "out" / name / "evaluation" / "000002" / "report.json") for name in (row, f"{row}-seed-1")]
 
 
-def test_more_seeds_keep_the_first(place: Path, several: Path) -> None:
-    before, after = state(place / "out"), state(several / "out")
+def test_more_seeds_keep_the_first(ablation: Path, several: Path) -> None:
+    before, after = state(ablation / "out"), state(several / "out")
     rows = [row.name for row in ROWS]
     for path, known in before.items():
-        place_in = path.relative_to(place)
+        place_in = path.relative_to(ablation)
         assert place_in.parts[1] not in rows or after[several / place_in] == known, place_in
     for row in ROWS:
         first, second = (
@@ -227,7 +212,7 @@ def interrupted(config: Any) -> None:
 
 
 @pytest.mark.long
-def test_two_processes_train_and_sample_together(place: Path, several: Path, copied: Path) -> None:
+def test_two_processes_train_and_sample_together(ablation: Path, several: Path, copied: Path) -> None:
     """Two rows and the baselines in one launch: the processes stay together behind the first."""
     for row in ROWS[-2:]:
         shutil.rmtree(copied / "out" / row.name)
@@ -240,7 +225,7 @@ def test_two_processes_train_and_sample_together(place: Path, several: Path, cop
     report = read(copied / "out" / "all" / "evaluation" / "000002" / "report.json")
     assert report["throughput"]["processes"] == 2
     assert read(copied / "out" / "all" / "environment.json")["processes"] == 2
-    expected = read(place / "out" / "ablation.json")["rows"][-1]
+    expected = read(ablation / "out" / "ablation.json")["rows"][-1]
     assert result["complete"] and result["rows"][-1]["fd_effnet"] == pytest.approx(expected["fd_effnet"], rel=1e-2)
     assert "seeds" not in result["about"] and "spread" not in result["rows"][0]
     for ours, expected in zip(result["baselines"], read(several / "out" / "ablation.json")["baselines"], strict=True):

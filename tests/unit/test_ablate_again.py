@@ -16,22 +16,7 @@ from safetensors.torch import load_file
 from spectral_diffusion.training import cli
 from spectral_diffusion.training.evaluation.table5 import ROWS
 
-from . import ablations
 from .ablations import PROGRAM, model_of, read, state
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher, data, and what an ablation left in `out`."""
-    return ablations.place(tmp_path_factory.mktemp("ablate"))
-
-
-@pytest.fixture
-def copied(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder, to change, where the test is in."""
-    folder = Path(shutil.copytree(place, tmp_path / "place"))
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -60,7 +45,7 @@ def test_a_finished_ablation_is_not_done_again(copied: Path, capsys: pytest.Capt
     assert all(after[path] == before[path] for path in after if path.parent != copied / "out")
 
 
-def test_a_killed_row_goes_on_and_the_others_stay(place: Path, copied: Path) -> None:
+def test_a_killed_row_goes_on_and_the_others_stay(ablation: Path, copied: Path) -> None:
     """Killed behind its first checkpoint, it ends with the weights of the row that was not."""
     last = copied / "out" / "all"
     shutil.rmtree(last)
@@ -72,10 +57,10 @@ def test_a_killed_row_goes_on_and_the_others_stay(place: Path, copied: Path) -> 
     process.kill()
     assert process.wait() == -signal.SIGKILL and not list(last.glob("*.safetensors"))
     assert cli.main(["ablate", "--config", "config.yaml"]) == 0
-    whole, again = (load_file(model_of(folder / "out" / "all")) for folder in (place, copied))
+    whole, again = (load_file(model_of(folder / "out" / "all")) for folder in (ablation, copied))
     assert all((again[name] == tensor).all() for name, tensor in whole.items())
     assert state(copied / "out").items() >= others.items()
-    rows = [read(folder / "out" / "ablation.json")["rows"] for folder in (place, copied)]
+    rows = [read(folder / "out" / "ablation.json")["rows"] for folder in (ablation, copied)]
     assert rows[0] == rows[1]
 
 
@@ -108,7 +93,7 @@ def test_a_row_with_more_steps_is_trained_on(copied: Path) -> None:
 
 
 @pytest.mark.long
-def test_rows_may_be_shared_out(place: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_may_be_shared_out(ablation: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two ablations at a time in one folder, each of some rows; a third finds them all and leaves the table."""
     names = [row.name for row in ROWS]
     shares = names[:3], names[3:]
