@@ -32,6 +32,8 @@ pilot w0.06-0-5           --loss.spatial 0   --loss.frequency 5
 pilot w0.06-0-5-alpha-0.5 --loss.spatial 0   --loss.frequency 5   --loss.alpha -0.5
 pilot w0.06-1-5-teacher   --loss.spatial 1   --loss.frequency 5   --init teacher
 pilot w0.06-1-10          --loss.spatial 1   --loss.frequency 10
+pilot w0.06-1-10-conv     --loss.spatial 1   --loss.frequency 10 --resampler conv
+pilot w0.06-1-10-wide     --loss.spatial 1   --loss.frequency 10 --model_channels 18 --norm_groups 6
 pilot w0.06-1-20          --loss.spatial 1   --loss.frequency 20
 pilot w0.02-1-20          --loss.spatial 1   --loss.frequency 20  --loss.taps.weight 0.02
 
