@@ -34,6 +34,10 @@ pilot w0.06-1-5-teacher   --loss.spatial 1   --loss.frequency 5   --init teacher
 pilot w0.06-1-10          --loss.spatial 1   --loss.frequency 10
 pilot w0.06-1-10-conv     --loss.spatial 1   --loss.frequency 10 --resampler conv
 pilot w0.06-1-10-wide     --loss.spatial 1   --loss.frequency 10 --model_channels 18 --norm_groups 6
+pilot w0.06-1-10-teacher  --loss.spatial 1   --loss.frequency 10 --init teacher
+pilot w0.06-1-10-teacher-snr    --loss.spatial 1 --loss.frequency 10 --init teacher --loss.min_snr 5
+pilot w0.06-1-10-teacher-random --loss.spatial 1 --loss.frequency 10 --init teacher --teacher_answers null \
+    --random_conditions.share 1 --random_conditions.decay 5
 pilot w0.06-1-20          --loss.spatial 1   --loss.frequency 20
 pilot w0.02-1-20          --loss.spatial 1   --loss.frequency 20  --loss.taps.weight 0.02
 
